@@ -1,0 +1,100 @@
+"""Audio files as mono float32 at 16 kHz, in [-1, 1], never normalised in level."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float32
+
+SAMPLE_RATE = 16_000
+"""Hz. What wav2vec was trained on; everything here is resampled to it."""
+
+MAX_SECONDS = 5.0
+"""At most this much of an utterance is used (the paper, section 3)."""
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+"""Files that corpus readers look for. libsndfile reads no m4a and no webm."""
+
+SILENCE = 2.0**-15
+"""A clip whose samples span less than this, one step of 16-bit audio, holds no sound at all."""
+
+Crop = Literal["first", "centre"]
+
+
+class AudioError(ValueError):
+    """One file that cannot be used. The message says what is wrong with it, without the path."""
+
+
+def load(path: Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") -> Float32[np.ndarray, " s"]:
+    """Read any file that libsndfile reads as a mono 16 kHz waveform of at most `max_seconds` (0: all of it).
+
+    The whole file is decoded even where a crop is asked for, so that a damaged end is found and not passed over.
+    Channels are averaged. The paper does not say which 5 s it keeps; the default is the first.
+
+    Raises AudioError for a file that is missing, unreadable, cut short, not finite or silent in the part that is kept.
+    An mp3 without a frame count in its header gives no sign of being cut short.
+    """
+    signal, rate = _decode(path)
+    signal = crop(resample(signal, rate), max_seconds, crop_to)
+    if not np.isfinite(signal).all():
+        raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")
+    if signal.size and np.ptp(signal) < SILENCE:
+        part = f"the {crop_to} {max_seconds:g} s" if max_seconds else "it"
+        raise AudioError(f"silent: every sample of {part} is {signal[0]:g}")
+    return signal
+
+
+def resample(signal: Float32[np.ndarray, " s"], rate: int) -> Float32[np.ndarray, " s2"]:
+    """Bring a mono signal from `rate` Hz to SAMPLE_RATE; at SAMPLE_RATE the samples come back untouched."""
+    if rate == SAMPLE_RATE:
+        return signal
+    return soxr.resample(signal, rate, SAMPLE_RATE, quality="HQ").astype(np.float32, copy=False)
+
+
+def crop(signal: Float32[np.ndarray, " s"], max_seconds: float, crop_to: Crop) -> Float32[np.ndarray, " s2"]:
+    """Keep the first or the middle `max_seconds` of a 16 kHz signal; 0 keeps everything."""
+    keep = round(max_seconds * SAMPLE_RATE)
+    if not keep or len(signal) <= keep:
+        return signal
+    start = 0 if crop_to == "first" else (len(signal) - keep) // 2
+    return signal[start : start + keep]
+
+
+def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
+    if not path.is_file():
+        raise AudioError("no such file")
+    if path.stat().st_size == 0:
+        raise AudioError("the file is empty (0 bytes)")
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)
+            rate, promised = file.samplerate, file.frames
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = str(error).partition(": ")[2] or str(error)
+        raise AudioError(f"not readable as audio: {reason.strip().rstrip('.')}") from None
+    if len(samples) == 0:
+        raise AudioError("it holds no samples")
+    if len(samples) < promised or _ends_early(path):
+        raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
+    return samples.mean(axis=1, dtype=np.float32), rate
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether a wav's data chunk or an Ogg stream stops before its own end, which libsndfile passes over in silence."""
+    with path.open("rb") as file:
+        magic = file.read(12)
+        if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
+            while len(header := file.read(8)) == 8:
+                size = int.from_bytes(header[4:], "little")
+                if header[:4] == b"data":
+                    # 0 and 0xFFFFFFFF stand for "unknown": what programs write that stream a wav into a pipe.
+                    return 0 < size < 0xFFFFFFFF and path.stat().st_size - file.tell() < size
+                file.seek(size + size % 2, 1)
+        if magic[:4] == b"OggS":
+            file.seek(max(0, path.stat().st_size - 65_536))  # no Ogg page is longer than 65,307 bytes
+            tail = file.read()
+            last = tail.rfind(b"OggS")
+            return last < 0 or len(tail) < last + 6 or not tail[last + 5] & 4  # bit 4: end of stream
+    return False

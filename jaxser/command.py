@@ -1,0 +1,36 @@
+"""How every command starts and ends: flags from a dataclass, one clear line for an error, exit codes 0, 1 and 2."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from jaxser.errors import CallError
+
+Config = TypeVar("Config")
+
+
+def run_command(name: str, config: type[Config], main: Callable[[Config], None]) -> None:
+    """Read `config` from the command line and call `main` with it.
+
+    Exits with 2 where the call is wrong, with 1 where the work failed, with 130 at Ctrl-C; the message is one line on stderr.
+    An exception that is none of ours is a bug and keeps its traceback.
+    """
+    try:
+        main(tyro.cli(config, prog=f"python -m {name}"))
+    except CallError as error:
+        _leave(name, str(error), 2)
+    except ValueError as error:
+        if not type(error).__module__.startswith("jaxser."):
+            raise
+        _leave(name, str(error), 1)
+    except OSError as error:
+        _leave(name, f"{error.filename or 'disk'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _leave(name, "interrupted; what is done is kept, the same command goes on", 130)
+
+
+def _leave(name: str, message: str, code: int) -> None:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

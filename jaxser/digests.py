@@ -1,0 +1,61 @@
+"""What a file holds, as a sha256 of its bytes; remembered by its state on disk so that no file is read twice.
+
+The memory is one JSON file. As git's index does, it believes that a file is unchanged while its size, its times (to the
+nanosecond) and its inode are; touching or copying a file only costs hashing it again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """The sha256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file whole or not at all: under another name first, then renamed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
+    """The content digest of every file that is there or was seen before; a path that is neither has no entry.
+
+    A file that is gone keeps the digest it had: once its features are stored, the audio itself is no longer needed.
+    """
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    found, news = {}, {}
+    for path in paths:
+        name = str(path.absolute())
+        entry = known.get(name)
+        try:
+            stat = path.stat()
+        except OSError:
+            if entry:
+                found[path] = entry[1]
+            continue
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if not entry or entry[0] != state:
+            try:
+                entry = news[name] = [state, file_digest(path)]
+            except OSError:
+                continue
+        found[path] = entry[1]
+    if news:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known | news)
+    return found

@@ -1,0 +1,122 @@
+"""The paper's four heads (its Figure 1): frames of frozen features -> class logits.
+
+Each takes standardised Frames f32[b, t, d] with their mask and gives f32[b, c]; padded frames change nothing. The pooling
+of `mean` and `meanmax` has no parameters and commutes with standardisation, so `Head.summarise` does it once for a whole
+corpus and training sees one or two rows an utterance instead of hundreds.
+
+Dropout comes after each layer, as in the paper, which gives no rate. One mask serves all frames of an utterance: drawn
+for every frame anew, it would average out over some 200 frames before the mean and leave next to nothing of itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxser.store import Frames
+
+DROPOUT = 0.2
+"""Not given in the paper; the README's section on how defaults were chosen has the evidence."""
+
+MLP_PARAMETERS = 21_508
+"""What the MLP has at 34 features, 4 classes and two hidden layers of 128. The paper scales its MLPs so that their capacity
+matches between feature sets and gives no sizes; here the width is the one that comes nearest to this count."""
+
+
+def mean_of(frames: Frames) -> Frames:
+    """The mean over the valid frames, as a single row: f32[n, 1, d]."""
+    weights = frames.mask / frames.mask.sum(-1, keepdims=True)
+    return _rows(np.einsum("ntd,nt->nd", frames.x, weights.astype(np.float32), optimize=True)[:, None])
+
+
+def mean_and_max_of(frames: Frames) -> Frames:
+    """The mean and the maximum over the valid frames, as two rows: f32[n, 2, d]."""
+    highest = np.where(frames.mask[..., None], frames.x, -np.inf).max(1).astype(np.float32)
+    return _rows(np.concatenate([mean_of(frames).x, highest[:, None]], 1))
+
+
+def _rows(x: np.ndarray) -> Frames:
+    return Frames(x, np.ones(x.shape[:2], bool))
+
+
+class Linear(nn.Module):
+    """`mean` and `meanmax`: one linear layer on the pooled rows, f32[b, p, d] -> f32[b, c]."""
+
+    classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
+        pooled = frames.x.reshape(len(frames.x), -1)
+        return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
+
+
+class Attention(nn.Module):
+    """`attention`: the mean weighted by one logistic score a frame, then a linear layer.
+
+    The weights are a softmax over the valid frames of u.x_t, the weighted pooling of Mirsamadi et al., ICASSP 2017.
+    """
+
+    classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
+        score = nn.Dense(1)(frames.x)[..., 0]
+        weights = jax.nn.softmax(jnp.where(frames.mask, score, -jnp.inf), axis=-1)
+        pooled = jnp.einsum("btd,bt->bd", jnp.where(frames.mask[..., None], frames.x, 0), weights)
+        return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
+
+
+class MLP(nn.Module):
+    """`mlp`: two hidden layers on every frame, the mean over frames, then the linear output layer.
+
+    The mean of the frames' outputs is the output of their mean, for that layer is linear: it is computed once.
+    """
+
+    classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
+        width = mlp_width(frames.x.shape[-1], self.classes)
+        x = frames.x
+        for _ in range(2):
+            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dropout(self.dropout, broadcast_dims=(-2,))(x, deterministic=not train)
+        count = frames.mask.sum(-1, keepdims=True)
+        pooled = jnp.where(frames.mask[..., None], x, 0).sum(-2) / count
+        return nn.Dense(self.classes)(pooled)
+
+
+def mlp_parameters(features: int, width: int, classes: int) -> int:
+    """Weights and biases of the MLP with two hidden layers of `width`."""
+    return (features + 1) * width + (width + 1) * width + (width + 1) * classes
+
+
+def mlp_width(features: int, classes: int) -> int:
+    """The hidden width at which the MLP's parameter count is nearest to MLP_PARAMETERS."""
+    return min(range(1, 1024), key=lambda width: abs(mlp_parameters(features, width, classes) - MLP_PARAMETERS))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head as the commands know it: what is pooled ahead, the module, and how many updates it trains by default."""
+
+    module: Callable[..., nn.Module]
+    updates: int
+    summarise: Callable[[Frames], Frames] = lambda frames: frames
+
+
+# The paper trains for an unknown number of epochs. These are numbers of updates, the same for every size of training set, so
+# that a small set is not simply trained less. The README's section on how defaults were chosen has the rule and the evidence.
+HEADS = {
+    "mean": Head(Linear, 40_000, mean_of),
+    "meanmax": Head(Linear, 40_000, mean_and_max_of),
+    "attention": Head(Attention, 20_000),
+    "mlp": Head(MLP, 4_000),
+}

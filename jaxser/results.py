@@ -1,0 +1,99 @@
+"""A run folder as files: begun, written whole, read again."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxser import metrics
+from jaxser.corpora import Corpus
+from jaxser.digests import write_json
+from jaxser.errors import CallError
+from jaxser.train import CHUNK, Run, Trained
+
+
+def open_run_folder(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
+    """Make the folder, or look at the one there: the summary of a finished run, None for an unfinished one, which is done again.
+
+    Raises CallError for a folder of another configuration, or one that holds something else.
+    """
+    note = out / "config.json"
+    if note.exists():
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        differing = [
+            f"{k}: there {found.get(k)!r}, here {mine.get(k)!r}"
+            for k in {**mine, **found}
+            if found.get(k) != mine.get(k)
+        ]
+        if differing:
+            raise CallError(
+                f"{out} is the folder of another configuration ({'; '.join(differing)}): give another --out"
+            )
+        summary = out / "summary.json"
+        return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CallError(f"{out} exists and is no run folder: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(note, mine)
+    return None
+
+
+def write_results(
+    out: Path,
+    corpus: Corpus,
+    runs: list[Run],
+    trained: Trained,
+    labels: np.ndarray,
+) -> None:
+    """scores.csv, predictions.csv, confusion.csv and losses.csv, each whole or not at all."""
+    classes = corpus.classes
+    scores, rows, losses, total = [], [], [], np.zeros((len(classes), len(classes)), np.int64)
+    for run, logits, loss in zip(runs, trained.logits, trained.losses, strict=True):
+        probabilities = softmax(logits.astype(np.float64))
+        predicted = logits.argmax(-1)
+        counts = metrics.confusion(labels[run.test], predicted, len(classes))
+        total += counts
+        key = [run.fold, run.seed, run.train_size]
+        scored = [metrics.unweighted_accuracy(counts), metrics.weighted_accuracy(counts), *metrics.recalls(counts)]
+        scores.append(key + [f"{value:.6f}" for value in scored])
+        for row, guess, p in zip(run.test, predicted, probabilities, strict=True):
+            u = corpus.utterances[row]
+            known = [u.id, u.speaker or "", u.group or "", *key, u.label, classes[guess]]
+            rows.append(known + [f"{value:.8f}" for value in p])
+        for first in range(0, len(loss), CHUNK):
+            part = loss[first : first + CHUNK]
+            losses.append([*key, first + len(part), f"{part.mean():.6f}"])
+    start = ["fold", "seed", "train_size"]
+    write_csv(out / "scores.csv", [*start, "ua", "wa", *(f"recall_{c}" for c in classes)], scores)
+    header = ["id", "speaker", "group", *start, "label", "predicted", *(f"p_{c}" for c in classes)]
+    write_csv(out / "predictions.csv", header, rows)
+    write_csv(
+        out / "confusion.csv", ["label", *classes], [[c, *n] for c, n in zip(classes, total.tolist(), strict=True)]
+    )
+    write_csv(out / "losses.csv", [*start, "updates", "loss"], losses)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis."""
+    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Write a CSV whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    part.replace(path)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV of a run folder, as text by column name."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,137 @@
+"""Frames on disk, addressed by what they were computed from, and in memory, padded.
+
+A store is a folder for one extractor with one set of settings. It holds parts; a part is a plain .npy of frames laid end
+to end and a JSON file that says which content (sha256 of an audio file) has which of them. The JSON is written last and
+under its final name only when whole, so a part is there or it is not, whatever kills the writer.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from jaxser.digests import text_digest, write_json
+from jaxser.errors import WorkError
+
+
+class Frames(NamedTuple):
+    """Padded frames of n utterances. Padding may hold anything: only `mask` says which frames there are."""
+
+    x: Any
+    """f32[n, t, d]"""
+    mask: Any
+    """bool[n, t]"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where the frames of one content lie, and what the audio behind them was."""
+
+    part: Path
+    start: int
+    count: int
+    audio: str
+    """sha256 of the decoded, cropped 16 kHz samples: equal for equal sound in different files."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store. `rows` has the contents that have frames, `failed` those that never will, with the reason."""
+
+    folder: Path
+    width: int
+    rows: Mapping[str, Row]
+    failed: Mapping[str, str]
+    damaged: tuple[str, ...] = ()
+    """Names of parts whose frames do not fit their checksum; what they held counts as not there."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an extractor made of one content: frames f32[t, d], or None and the reason."""
+
+    content: str
+    frames: np.ndarray | None
+    audio: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def folder_of(cache: Path, settings: Mapping[str, Any]) -> Path:
+    """The folder of the store for these settings. Any other value of any setting is another folder."""
+    text = json.dumps(settings, sort_keys=True)
+    return cache / "features" / f"{settings['extractor']}-{text_digest(text)[:16]}"
+
+
+def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
+    """Open, or begin, the store for these settings. Raises WorkError where the folder belongs to other settings."""
+    folder = folder_of(cache, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    provenance = folder / "provenance.json"
+    if not provenance.exists():
+        write_json(provenance, settings)
+    try:
+        found = json.loads(provenance.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != dict(settings):
+        raise WorkError(f"{provenance} does not describe {settings['extractor']} with {settings}; delete {folder}")
+    rows, failed, damaged = {}, {}, []
+    for note in sorted(folder.glob("part-*.json")):
+        try:
+            part = json.loads(note.read_text(encoding="utf-8"))
+            frames = note.with_suffix(".npy")
+            whole = zlib.crc32(frames.read_bytes()) == part["crc32"]
+        except (OSError, ValueError, KeyError):
+            whole = False
+        if not whole:
+            damaged.append(note.stem)
+            continue
+        rows |= {content: Row(frames, *place) for content, place in part["rows"].items()}
+        failed |= part["failed"]
+    return Store(folder, settings["width"], rows, failed, tuple(damaged))
+
+
+def write_part(store: Store, entries: Sequence[Entry]) -> None:
+    """Add one part. Its name comes from the contents in it, so the same work always makes the same files."""
+    name = "part-" + text_digest("\n".join(e.content for e in entries))[:16]
+    good = [e for e in entries if e.frames is not None]
+    frames = np.concatenate([e.frames for e in good] or [np.zeros((0, store.width))]).astype(np.float32)
+    place, rows = 0, {}
+    for entry in good:
+        rows[entry.content] = [place, len(entry.frames), entry.audio, round(entry.seconds, 6)]
+        place += len(entry.frames)
+    part = store.folder / f".{name}.{os.getpid()}.npy"
+    np.save(part, frames)
+    checksum = zlib.crc32(part.read_bytes())
+    part.replace(store.folder / f"{name}.npy")
+    failed = {e.content: e.reason for e in entries if e.frames is None}
+    write_json(store.folder / f"{name}.json", {"crc32": checksum, "rows": rows, "failed": failed})
+
+
+def load_frames(store: Store, contents: Sequence[str]) -> Frames:
+    """The frames of the named contents, in that order, padded with zeros to the longest: f32[n, t, d], bool[n, t].
+
+    Raises WorkError where one of them is not in the store.
+    """
+    if absent := [c for c in contents if c not in store.rows]:
+        raise WorkError(f"{store.folder} has no frames for {len(absent)} of {len(contents)} utterances: extract first")
+    counts = np.array([store.rows[c].count for c in contents], np.int64)
+    x = np.zeros((len(contents), counts.max(initial=0), store.width), np.float32)
+    parts = {path: np.load(path, mmap_mode="r") for path in {store.rows[c].part for c in contents}}
+    for i, content in enumerate(contents):
+        row = store.rows[content]
+        x[i, : row.count] = parts[row.part][row.start : row.start + row.count]
+    return Frames(x, frame_mask(counts, x.shape[1]))
+
+
+def frame_mask(counts: np.ndarray, width: int) -> Bool[np.ndarray, "n t"]:
+    """True for the first `counts[i]` of `width` frames in row i."""
+    return np.arange(width)[None] < np.asarray(counts)[:, None]
