@@ -74,10 +74,10 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(error).partition(": ")[2] or str(error)
         raise AudioError(f"not readable as audio: {reason.strip().rstrip('.')}") from None
-    if len(samples) == 0:
-        raise AudioError("it holds no samples")
     if len(samples) < promised or _ends_early(path):
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
+    if len(samples) == 0:
+        raise AudioError("it holds no samples")
     return samples.mean(axis=1, dtype=np.float32), rate
 
 

@@ -68,14 +68,15 @@ class Attention(nn.Module):
     def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
         score = nn.Dense(1)(frames.x)[..., 0]
         weights = jax.nn.softmax(jnp.where(frames.mask, score, -jnp.inf), axis=-1)
-        pooled = jnp.einsum("btd,bt->bd", jnp.where(frames.mask[..., None], frames.x, 0), weights)
+        pooled = jnp.einsum("btd,bt->bd", frames.x, weights)
         return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
 
 
 class MLP(nn.Module):
     """`mlp`: two hidden layers on every frame, the mean over frames, then the linear output layer.
 
-    The mean of the frames' outputs is the output of their mean, for that layer is linear: it is computed once.
+    The mean of the frames' outputs is the output of their mean, for that layer is linear: it is computed once. So is the second
+    dropout, whose one mask for all frames commutes with the mean.
     """
 
     classes: int
@@ -83,14 +84,14 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
-        width = mlp_width(frames.x.shape[-1], self.classes)
-        x = frames.x
-        for _ in range(2):
-            x = nn.relu(nn.Dense(width)(x))
-            x = nn.Dropout(self.dropout, broadcast_dims=(-2,))(x, deterministic=not train)
-        count = frames.mask.sum(-1, keepdims=True)
-        pooled = jnp.where(frames.mask[..., None], x, 0).sum(-2) / count
-        return nn.Dense(self.classes)(pooled)
+        batch, longest, features = frames.x.shape
+        width = mlp_width(features, self.classes)
+        x = frames.x.reshape(batch * longest, features)  # plain matrix products run a fifth faster on CPU than batched ones
+        x = nn.relu(nn.Dense(width)(x)).reshape(batch, longest, width)
+        x = nn.Dropout(self.dropout, broadcast_dims=(1,))(x, deterministic=not train)
+        x = nn.relu(nn.Dense(width)(x.reshape(batch * longest, width))).reshape(batch, longest, width)
+        pooled = jnp.einsum("bth,bt->bh", x, frames.mask / frames.mask.sum(-1, keepdims=True))
+        return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
 
 
 def mlp_parameters(features: int, width: int, classes: int) -> int:

@@ -21,7 +21,7 @@ from jaxser.errors import WorkError
 
 
 class Frames(NamedTuple):
-    """Padded frames of n utterances. Padding may hold anything: only `mask` says which frames there are."""
+    """Padded frames of n utterances. Padding may hold any finite number: only `mask` says which frames there are."""
 
     x: Any
     """f32[n, t, d]"""

@@ -1,0 +1,55 @@
+"""Shapes are checked in every test: the hook must be in place before jaxser is imported."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from jaxtyping import install_import_hook
+
+install_import_hook("jaxser", "beartype.beartype")
+
+DATA = Path(os.environ.get("JAXSER_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def _real(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no {name} below {DATA}: set JAXSER_DATA to the folder that has it")
+    return DATA / name
+
+
+@pytest.fixture(scope="session")
+def ravdess() -> Path:
+    return _real("ravdess")
+
+
+@pytest.fixture(scope="session")
+def emodb() -> Path:
+    return _real("emodb")
+
+
+def write_tone(path: Path, seconds: float = 0.5, hertz: float = 220, seed: int = 0, rate: int = 16_000) -> Path:
+    """A noisy tone; another seed is another sound."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(int(seconds * rate)) / rate
+    noise = np.random.default_rng(seed).normal(0, 0.02, len(time))
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * time) + noise, rate)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A CSV corpus of six speakers, two groups each of whose speakers say four utterances of each of two classes; the
+    classes differ in pitch, so that a head can learn them."""
+    lines = ["path,label,speaker,group"]
+    for speaker in range(6):
+        for label, hertz in (("low", 150), ("high", 600)):
+            for i in range(4):
+                name = f"audio/s{speaker}-{label}-{i}.wav"
+                seed = 100 * speaker + 10 * i + (label == "low")
+                write_tone(tmp_path / name, 0.4 + 0.1 * i, hertz + 20 * speaker, seed)
+                lines.append(f"{name},{label},s{speaker},g{speaker % 3}")
+    path = tmp_path / "corpus.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_tone
+
+from jaxser import audio
+
+
+def strongest(signal: np.ndarray) -> float:
+    """Frequency of the highest peak of the spectrum, in Hz at 16 kHz."""
+    return np.abs(np.fft.rfft(signal * np.hanning(len(signal)))).argmax() * audio.SAMPLE_RATE / len(signal)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [("wav", "PCM_U8"), ("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("wav", "DOUBLE"), ("flac", "PCM_16"),
+     ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")],
+)  # fmt: skip
+def test_formats_and_rates(tmp_path: Path, rate: int, suffix: str, subtype: str):
+    time = np.arange(rate) / rate
+    left, right = 0.5 * np.sin(2 * np.pi * 440 * time), 0.1 * np.sin(2 * np.pi * 440 * time)
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, np.stack([left, right], 1), rate, subtype=subtype)
+    signal = audio.load(path)
+    assert signal.dtype == np.float32
+    assert len(signal) == pytest.approx(audio.SAMPLE_RATE, rel=0.02 if suffix != "mp3" else 0.12)
+    assert strongest(signal) == pytest.approx(440, abs=2)
+    middle = signal[4_000:12_000]
+    assert np.sqrt(2) * middle.std() == pytest.approx(0.3, rel=0.05)  # the mean of both channels, at its own level
+
+
+def test_opus(tmp_path: Path):
+    path = tmp_path / "tone.opus"
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000), 48_000, format="OGG", subtype="OPUS")
+    assert strongest(audio.load(path)) == pytest.approx(440, abs=2)
+
+
+def test_16_khz_samples_are_untouched(tmp_path: Path):
+    samples = np.random.default_rng(0).integers(-30_000, 30_000, 5_000).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    np.testing.assert_array_equal(audio.load(tmp_path / "a.wav"), samples / np.float32(32_768))
+
+
+def test_crop_keeps_first_or_middle(tmp_path: Path):
+    ramp = np.linspace(-0.5, 0.5, 8 * 16_000, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", ramp, 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(audio.load(tmp_path / "a.wav"), ramp[:80_000])
+    np.testing.assert_array_equal(audio.load(tmp_path / "a.wav", 5.0, "centre"), ramp[24_000:104_000])
+    np.testing.assert_array_equal(audio.load(tmp_path / "a.wav", 0.0), ramp)
+
+
+def _cut(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_files_cut_short_are_found(tmp_path: Path, name: str, share: float):
+    path = write_tone(tmp_path / name, 3.0)
+    audio.load(path)
+    with pytest.raises(audio.AudioError, match="cut short|not readable"):
+        audio.load(_cut(path, share))
+
+
+def test_wav_of_unknown_length_is_read(tmp_path: Path):
+    # Programs that stream a wav into a pipe cannot know its size and write the largest number.
+    path = write_tone(tmp_path / "a.wav", 1.0)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"data")
+    data[place + 4 : place + 8] = data[4:8] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(data))
+    assert len(audio.load(path)) == 16_000
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(16_000), "silent"),
+        (np.full(16_000, 0.25), "silent"),
+        (np.r_[0.1, np.full(100, np.nan)], "not finite"),
+        (np.r_[0.1, np.inf], "not finite"),
+        (np.zeros(0), "no samples"),
+    ],
+)
+def test_useless_samples(tmp_path: Path, samples: np.ndarray, message: str):
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    with pytest.raises(audio.AudioError, match=message):
+        audio.load(tmp_path / "a.wav")
+
+
+def test_files_that_are_no_audio(tmp_path: Path):
+    with pytest.raises(audio.AudioError, match="no such file"):
+        audio.load(tmp_path / "missing.wav")
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(audio.AudioError, match="0 bytes"):
+        audio.load(tmp_path / "empty.wav")
+    (tmp_path / "text.wav").write_text("not audio at all, but long enough for a header" * 10)
+    with pytest.raises(audio.AudioError, match="not readable"):
+        audio.load(tmp_path / "text.wav")
+    with pytest.raises(audio.AudioError, match="no such file"):
+        audio.load(tmp_path)  # a folder

@@ -1,0 +1,46 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from jaxser import digests
+
+
+def test_content_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file, memory = tmp_path / "a.wav", tmp_path / "cache" / "digests.json"
+    file.write_bytes(b"one")
+    expected = {file: hashlib.sha256(b"one").hexdigest()}
+    assert digests.digests([file, tmp_path / "missing"], memory) == expected
+
+    monkeypatch.setattr(digests, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
+    assert digests.digests([file], memory) == expected
+    file.unlink()
+    assert digests.digests([file], memory) == expected  # gone, but known
+
+
+def test_changed_content_is_read_again_even_with_its_old_time(tmp_path: Path):
+    file, memory = tmp_path / "a.wav", tmp_path / "digests.json"
+    file.write_bytes(b"one")
+    digests.digests([file], memory)
+    times = file.stat()
+    file.write_bytes(b"two")  # the same length
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert digests.digests([file], memory) == {file: hashlib.sha256(b"two").hexdigest()}
+
+
+def test_damaged_memory_is_begun_anew(tmp_path: Path):
+    file, memory = tmp_path / "a.wav", tmp_path / "digests.json"
+    file.write_bytes(b"one")
+    memory.write_text("{ not json")
+    assert len(digests.digests([file], memory)) == 1
+    assert len(digests.digests([file], memory)) == 1
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "a.json"
+    digests.write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        digests.write_json(path, {"new": object()})
+    assert path.read_text() == '{\n "old": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,93 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_tone
+
+from jaxser import audio, corpora, extract, lld
+from jaxser.errors import WorkError
+from jaxser.store import load_frames
+
+
+def run(table: Path, cache: Path, **changes):
+    corpus = corpora.read("csv", table, "all")
+    strict = changes.pop("strict", False)
+    return corpus, *extract.extract(corpus, extract.lld_settings(**changes), cache, jobs=2, strict=strict)
+
+
+def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path):
+    corpus, store, contents, left_out = run(table, tmp_path / "cache")
+    assert not left_out
+    frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
+    for i in (0, 7, 30):
+        expected = lld.lld(audio.load(corpus.utterances[i].path)).astype(np.float32)
+        np.testing.assert_array_equal(frames.x[i][frames.mask[i]], expected)
+
+
+def test_audio_is_read_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(table, tmp_path / "cache")
+    monkeypatch.setattr(extract, "_extract_missing", lambda *work: pytest.fail("extracted again"))
+    monkeypatch.setattr("jaxser.digests.file_digest", lambda path: pytest.fail(f"{path} read again"))
+    run(table, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "audio")
+    _, _, contents, left_out = run(table, tmp_path / "cache")  # the store is enough
+    assert len(contents) == 48
+    assert not left_out
+
+
+def test_only_what_is_new_is_computed(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(table, tmp_path / "cache")
+    write_tone(tmp_path / "audio/new.wav", seed=999)
+    with table.open("a") as file:
+        file.write("audio/new.wav,low,s9,g1\n")
+    seen = []
+    original = extract._extract_missing
+    monkeypatch.setattr(extract, "_extract_missing", lambda s, todo, *rest: (seen.extend(todo), original(s, todo, *rest)))
+    run(table, tmp_path / "cache")
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("change", [{"window_ms": 25.0}, {"hop_ms": 10.0}, {"crop": "centre"}, {"max_seconds": 0.3}])
+def test_settings_never_share_a_store(table: Path, tmp_path: Path, change: dict):
+    _, store, *_ = run(table, tmp_path / "cache")
+    _, other, *_ = run(table, tmp_path / "cache", **change)
+    assert store.folder != other.folder
+
+
+def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
+    (tmp_path / "audio/s0-low-0.wav").write_text("this is no audio")
+    (tmp_path / "audio/s0-low-1.wav").unlink()
+    soundfile.write(tmp_path / "audio/s0-low-2.wav", np.zeros(8_000), 16_000)
+    soundfile.write(tmp_path / "audio/s0-low-3.wav", np.random.default_rng(0).normal(0, 0.1, 700), 16_000)
+    reasons = {
+        "audio/s0-low-0": "not readable as audio",
+        "audio/s0-low-1": "no such file",
+        "audio/s0-low-2": "silent",
+        "audio/s0-low-3": "shorter than one window",
+    }
+    for _ in range(2):  # the second time from the store
+        _, store, contents, left_out = run(table, tmp_path / "cache")
+        assert {name for name, _ in left_out} == set(reasons)
+        assert all(reasons[name] in reason for name, reason in left_out)
+        assert len(contents) == 44
+    with pytest.raises(WorkError, match=r"s0-low-0\.wav: not readable.*--strict"):
+        run(table, tmp_path / "cache", strict=True)
+
+
+def test_nothing_usable(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("path,label,speaker\na.wav,x,1\nb.wav,y,2\n")
+    with pytest.raises(WorkError, match=r"none of 2 files can be used.*no such file"):
+        run(tmp_path / "t.csv", tmp_path / "cache")
+
+
+def test_a_damaged_part_is_made_anew(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _, store, *_ = run(table, tmp_path / "cache")
+    part = next(store.folder.glob("*.npy"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-10])
+    _, _, contents, left_out = run(table, tmp_path / "cache")
+    assert part.read_bytes() == whole
+    assert len(contents) == 48
+    assert "damaged" in capsys.readouterr().err

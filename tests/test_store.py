@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxser.errors import WorkError
+from jaxser.store import Entry, folder_of, load_frames, open_store, write_part
+
+SETTINGS = {"extractor": "lld", "width": 3, "window_ms": 50.0}
+
+
+def entry(content: str, count: int) -> Entry:
+    frames = np.random.default_rng(count).normal(size=(count, 3)).astype(np.float32)
+    return Entry(content, frames, audio=f"sound of {content}", seconds=count / 10)
+
+
+def test_round_trip_in_any_order(tmp_path: Path):
+    store = open_store(tmp_path, SETTINGS)
+    entries = {name: entry(name, count) for name, count in (("a", 4), ("b", 7), ("c", 1))}
+    write_part(store, [entries["a"], entries["b"], Entry("bad", None, reason="silent")])
+    write_part(store, [entries["c"]])
+    store = open_store(tmp_path, SETTINGS)
+    assert store.failed == {"bad": "silent"}
+    assert store.rows["b"].audio == "sound of b"
+    frames = load_frames(store, ["c", "a", "b", "a"])
+    assert frames.x.shape == (4, 7, 3)
+    assert frames.mask.sum(1).tolist() == [1, 4, 7, 4]
+    for i, name in enumerate(["c", "a", "b", "a"]):
+        np.testing.assert_array_equal(frames.x[i][frames.mask[i]], entries[name].frames)
+        assert not frames.x[i][~frames.mask[i]].any()
+
+
+def test_other_settings_are_another_store(tmp_path: Path):
+    write_part(open_store(tmp_path, SETTINGS), [entry("a", 2)])
+    for other in ({"window_ms": 25.0}, {"extractor": "wav2vec"}, {"width": 4}):
+        assert not open_store(tmp_path, SETTINGS | other).rows
+    assert folder_of(tmp_path, SETTINGS) == folder_of(tmp_path, dict(reversed(SETTINGS.items())))
+
+
+def test_a_store_that_is_not_what_it_says_is_refused(tmp_path: Path):
+    store = open_store(tmp_path, SETTINGS)
+    (store.folder / "provenance.json").write_text(json.dumps(SETTINGS | {"window_ms": 25.0}))
+    with pytest.raises(WorkError, match="does not describe"):
+        open_store(tmp_path, SETTINGS)
+
+
+def test_what_a_kill_leaves_is_not_read(tmp_path: Path):
+    store = open_store(tmp_path, SETTINGS)
+    write_part(store, [entry("a", 2)])
+    write_part(store, [entry("b", 3)])
+    (note,) = (p for p in store.folder.glob("part-*.json") if "b" in json.loads(p.read_text())["rows"])
+    note.unlink()  # killed between the frames and the note that makes them count
+    (store.folder / ".part-x.1.npy").write_bytes(b"half")
+    (store.folder / ".part-x.json.1").write_text("{")
+    store = open_store(tmp_path, SETTINGS)
+    assert list(store.rows) == ["a"]
+    with pytest.raises(WorkError, match="1 of 2 utterances"):
+        load_frames(store, ["a", "b"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "note"])
+def test_damaged_parts_are_seen(tmp_path: Path, damage: str):
+    store = open_store(tmp_path, SETTINGS)
+    write_part(store, [entry("a", 2)])
+    write_part(store, [entry("b", 3)])
+    path = open_store(tmp_path, SETTINGS).rows["b"].part
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+    elif damage == "cut":
+        path.write_bytes(bytes(data[:-4]))
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.with_suffix(".json").write_text("{ half a note")
+    store = open_store(tmp_path, SETTINGS)
+    assert list(store.rows) == ["a"]
+    assert store.damaged == (path.stem,)
+    write_part(store, [entry("b", 3)])
+    assert set(open_store(tmp_path, SETTINGS).rows) == {"a", "b"}
+
+
+def test_same_work_same_bytes(tmp_path: Path):
+    for cache in ("one", "two"):
+        write_part(open_store(tmp_path / cache, SETTINGS), [entry("a", 2), entry("b", 3)])
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / c).rglob("*.*")} for c in ("one", "two"))
+    assert one == two
