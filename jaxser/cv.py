@@ -253,9 +253,9 @@ def summarise(
     unit, units = independent_units(corpus)
     counts = metrics.unit_counts(labels, predicted, fold, units, len(corpus.classes))
     summary: dict[str, Any] = {}
-    for name, score in (("ua", metrics.unweighted_accuracy), ("wa", metrics.weighted_accuracy)):
-        by_seed = metrics.mean_score(counts.sum(0), score)
-        low, high = metrics.speaker_interval(counts, score) or (None, None)
+    for name in metrics.CELLS:
+        by_seed = metrics.mean_score(counts.sum(0), name)
+        low, high = metrics.speaker_interval(counts, name) or (None, None)
         summary |= {
             f"{name}_mean": float(by_seed.mean()),
             f"{name}_std": float(by_seed.std(ddof=1)) if config.seeds > 1 else None,

@@ -66,7 +66,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
-        score = nn.Dense(1)(frames.x)[..., 0]
+        # No bias: a softmax does not see it, so its gradient is rounding noise, and Adam would blow that up to full steps.
+        score = nn.Dense(1, use_bias=False)(frames.x)[..., 0]
         weights = jax.nn.softmax(jnp.where(frames.mask, score, -jnp.inf), axis=-1)
         pooled = jnp.einsum("btd,bt->bd", frames.x, weights)
         return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
@@ -118,6 +119,6 @@ class Head:
 HEADS = {
     "mean": Head(Linear, 40_000, mean_of),
     "meanmax": Head(Linear, 40_000, mean_and_max_of),
-    "attention": Head(Attention, 20_000),
-    "mlp": Head(MLP, 4_000),
+    "attention": Head(Attention, 40_000),
+    "mlp": Head(MLP, 8_000),
 }
