@@ -1,4 +1,4 @@
-"""python -m jaxser.cv: speaker-independent cross-validation, all folds and seeds in one program, to a score with its interval."""
+"""python -m jaxser.cv: speaker-independent cross-validation, every fold and seed in one program, to a score and its interval."""
 
 import dataclasses
 import hashlib
@@ -48,7 +48,7 @@ class Config:
     random_folds: bool = False
     """Only for a corpus without speakers: random folds. Every score is then marked as not speaker-independent."""
     validate: bool = False
-    """Score each run on speakers held out *inside* its training folds and leave its test fold untouched: for choosing settings."""
+    """Score each run on speakers held out *inside* its training folds, not on its test fold: for choosing settings."""
     seeds: int = 1
     """How many repetitions, seeds 0 to n-1: each draws its own subset, initial weights, batches and dropout."""
     updates: int | None = None
@@ -72,9 +72,7 @@ class Config:
     """Runs at once on each device; 0: one on a CPU, as many as memory holds on an accelerator."""
     jobs: int = 0
     """Processes that compute descriptors; 0: one a core."""
-    cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path(
-        "jaxser"
-    )
+    cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
     """Where features are stored between runs."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
@@ -89,7 +87,7 @@ def main(config: Config) -> None:
     began = time.monotonic()
     config = resolve(config)
     out = config.out or Path("runs") / config_hash(config)
-    finished = results.open_run_folder(out, settings(config))
+    finished = results.finished_summary(out, settings(config))
     root = config.root or synthetic.make(config.cache)
     corpus = corpora.read(config.corpus, root, config.classes)
     store, contents, unusable = extract(corpus, features_of(config), config.cache, config.jobs, config.strict)
@@ -120,6 +118,7 @@ def main(config: Config) -> None:
         print(report.table(out))
         return
 
+    results.begin(out, settings(config))
     runs = make_runs(config, labels, dealt, len(corpus.classes))
     frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
     of_each = train.moments(frames)
@@ -155,9 +154,7 @@ def main(config: Config) -> None:
 def resolve(config: Config) -> Config:
     """The same configuration with its defaults filled in, or a CallError for what contradicts itself."""
     if (config.root is None) != (config.corpus == "synthetic"):
-        what = (
-            "takes no --root: it is made on the spot" if config.root else "needs --root, the folder (or CSV) it lies in"
-        )
+        what = "takes no --root: it is made on the spot" if config.root else "needs --root, the folder (or CSV) it lies in"
         raise CallError(f"--corpus {config.corpus} {what}")
     if config.updates is not None and config.epochs is not None:
         raise CallError("--updates and --epochs are two ways to say one thing: give one of them")

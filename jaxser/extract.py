@@ -92,9 +92,7 @@ def _extract_missing(store: Store, todo: Mapping[str, Utterance], settings: Mapp
             for part in _in_parts(_counted(pool.map(work, tasks, chunksize=4), bar)):
                 write_part(store, part)
         except BrokenProcessPool:
-            raise WorkError(
-                "a worker process died (killed, or out of memory); what is done is kept: run again"
-            ) from None
+            raise WorkError("a worker process died (killed, or out of memory); what is done is kept: run again") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

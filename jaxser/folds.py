@@ -74,9 +74,7 @@ def _deal(corpus: Corpus, unit: str, count: int) -> Folds:
     single = sorted(sizes.keys() - {s for pair in pairs for s in pair}, key=lambda name: (-sizes[name], name))
     if len(pairs) + len(single) < count:
         what = "pairs of speakers" if any(len(p) > 1 for p in pairs) else f"{unit}s"
-        raise CallError(
-            f"--folds {count}: only {len(pairs) + len(single)} {what} to deal; ask for at most that many folds"
-        )
+        raise CallError(f"--folds {count}: only {len(pairs) + len(single)} {what} to deal; ask for at most that many folds")
     dealt: list[list[str]] = [[] for _ in range(count)]
     for i, pair in enumerate(pairs):
         dealt[i % count] += pair
@@ -112,9 +110,7 @@ def split(folds: Folds, fold: int, validate: bool = False) -> tuple[Int64[np.nda
     return np.flatnonzero(train), np.flatnonzero(folds.of == scored)
 
 
-def check_classes(
-    utterances: Sequence[Utterance], classes: Sequence[str], folds: Folds, validate: bool = False
-) -> None:
+def check_classes(utterances: Sequence[Utterance], classes: Sequence[str], folds: Folds, validate: bool = False) -> None:
     """Raise WorkError where a fold trains on no example of a class, or has none to test: its UA would not be defined."""
     labels = np.array([u.label for u in utterances])
     if validate and len(folds.names) < 3:
@@ -135,8 +131,7 @@ def check_train_size(labels: Int32[np.ndarray, " n"], folds: Folds, size: int, c
     if size == 0:
         return
     smallest = min(
-        np.bincount(labels[split(folds, fold, validate)[0]], minlength=classes).min()
-        for fold in range(len(folds.names))
+        np.bincount(labels[split(folds, fold, validate)[0]], minlength=classes).min() for fold in range(len(folds.names))
     )
     largest = smallest * classes
     if size < 0 or size % classes or size > largest:

@@ -9,7 +9,7 @@ from jaxser.folds import Folds
 
 
 def demand_disjoint_speakers(utterances: Sequence[Utterance], folds: Folds) -> None:
-    """Raise WorkError where a speaker is held out by one fold and trained on in it: a group column that cuts through a voice."""
+    """Raise WorkError where a speaker is held out by one fold and trained on by it: a group column that cuts a voice."""
     held_out_by = defaultdict(dict)
     for utterance, fold in zip(utterances, folds.of, strict=True):
         if utterance.speaker:
@@ -18,8 +18,8 @@ def demand_disjoint_speakers(utterances: Sequence[Utterance], folds: Folds) -> N
         if len(by) > 1 and folds.speaker_independent:
             (one, first), (other, second), *_ = sorted(by.items())
             raise WorkError(
-                f"speaker {speaker!r} stands in folds {one} ({first}) and {other} ({second}), so training would hear the test's "
-                "voice: mend the groups, or deal speakers with --folds"
+                f"speaker {speaker!r} stands in folds {one} ({first}) and {other} ({second}), so training would hear the "
+                "test's voice: mend the groups, or deal speakers with --folds"
             )
 
 

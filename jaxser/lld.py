@@ -37,9 +37,7 @@ def check_window(window_ms: float, hop_ms: float) -> None:
         raise CallError(f"--lld-hop {hop_ms:g}: the hop must be 1 ms to the window's {window_ms:g} ms")
 
 
-def lld(
-    signal: Float[np.ndarray, " s"], window_ms: float = WINDOW_MS, hop_ms: float = HOP_MS
-) -> Float[np.ndarray, "t 34"]:
+def lld(signal: Float[np.ndarray, " s"], window_ms: float = WINDOW_MS, hop_ms: float = HOP_MS) -> Float[np.ndarray, "t 34"]:
     """The descriptors of a 16 kHz waveform, one row a frame, exactly as pyAudioAnalysis computes them (float64).
 
     There are (s - window) // hop + 1 frames: nothing is padded. The library takes the clip's mean and peak away first,
@@ -47,8 +45,6 @@ def lld(
     """
     window, hop = samples_of(window_ms), samples_of(hop_ms)
     if len(signal) < window:
-        raise AudioError(
-            f"{len(signal) / SAMPLE_RATE * 1000:.0f} ms of sound are shorter than one window of {window_ms:g} ms"
-        )
+        raise AudioError(f"{len(signal) / SAMPLE_RATE * 1000:.0f} ms of sound are shorter than one window of {window_ms:g} ms")
     features, _ = ShortTermFeatures.feature_extraction(signal, SAMPLE_RATE, window, hop, deltas=False)
     return features.T

@@ -7,9 +7,7 @@ from jaxtyping import Float64, Int, Int64
 from scipy import stats
 
 
-def confusion(
-    labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int
-) -> Int64[np.ndarray, "c c"]:
+def confusion(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int) -> Int64[np.ndarray, "c c"]:
     """Counts with the true class in rows and the predicted one in columns."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 

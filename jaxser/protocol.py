@@ -89,7 +89,6 @@ def card(
         "folds": training,
         "leaks": list(leaks),
         "settings": dict(settings),
-        "versions": {"jaxser": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
+        "versions": {"jaxser": __version__, "python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
     }

@@ -59,13 +59,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
             text += f" (no interval: one {summary['interval_unit']})"
         else:
             unit = (
-                f"{summary['speakers']} speakers"
-                if summary["interval_unit"] == "speaker"
-                else f"{summary['interval_unit']}s"
+                f"{summary['speakers']} speakers" if summary["interval_unit"] == "speaker" else f"{summary['interval_unit']}s"
             )
-            text += (
-                f", 95 % interval {100 * summary[f'{name}_low']:.1f} to {100 * summary[f'{name}_high']:.1f} over {unit}"
-            )
+            text += f", 95 % interval {100 * summary[f'{name}_low']:.1f} to {100 * summary[f'{name}_high']:.1f} over {unit}"
         if name == "ua":
             text += f"; chance {100 * summary['chance']:.1f} %"
         if summary[f"{name}_std"] is not None:
@@ -125,9 +121,11 @@ h1 { font-size: 1.35rem; margin-bottom: 0 } h2 { font-size: 1.05rem; margin-top:
 .mark { border-left: 4px solid #c0392b; padding-left: .8rem; font-weight: 600 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:nth-child(2), td:nth-child(2) { text-align: left } dt { color: var(--soft) } dd { margin: 0 0 .6rem; overflow-wrap: anywhere }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 6px } code, pre { font-size: .85rem; overflow-wrap: anywhere;
-  white-space: pre-wrap } svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
+th:nth-child(2), td:nth-child(2) { text-align: left }
+dt { color: var(--soft) } dd { margin: 0 0 .6rem; overflow-wrap: anywhere }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+code, pre { font-size: .85rem; overflow-wrap: anywhere; white-space: pre-wrap }
+svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
   opacity: .65 } svg text { fill: var(--soft); font-size: 12px } svg line { stroke: var(--line) }
 @media print { body { max-width: none; margin: 0 } }
 """
@@ -151,8 +149,7 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
         )
     )
     head = "".join(
-        f"<th>{html.escape(h)}</th>"
-        for h in ["fold", "held out", "trained on", "scored", "UA %", "WA %", *summary["classes"]]
+        f"<th>{html.escape(h)}</th>" for h in ["fold", "held out", "trained on", "scored", "UA %", "WA %", *summary["classes"]]
     )
     facts = {
         "Corpus": _corpus_name(card),
@@ -179,7 +176,8 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
 <p class="score">{html.escape(score)}</p><p>{html.escape(beside)}</p>{marks}
 <h2>Folds</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>
 <p class="soft">Per cent; recalls by class; each line the mean over {summary["seeds"]} seed(s).</p>
-<h2>Confusion</h2><img alt="Confusion matrix: labels in rows, recognised classes in columns" src="data:image/png;base64,{image}">
+<h2>Confusion</h2>
+<img alt="Confusion matrix: labels in rows, recognised classes in columns" src="data:image/png;base64,{image}">
 <h2>Training loss</h2>{_loss_curves(out)}
 <h2>Protocol</h2><dl>{listed}</dl>
 <h2>To repeat it</h2><pre>{html.escape(card["command"])}</pre>
@@ -228,7 +226,8 @@ def _title(summary: dict[str, Any], card: dict[str, Any]) -> str:
     people = f"{summary['speakers']} speakers" if summary["speakers"] else "speakers unknown"
     runs = f"{summary['folds']} folds, {summary['seeds']} seed{'s' * (summary['seeds'] > 1)}"
     head = summary["signature"].partition("|head:")[2].partition("|")[0]
-    return f"{_corpus_name(card)} · {card['settings']['extractor']} · {head} · {summary['utterances']} utterances, {people}, {runs}"
+    what = f"{_corpus_name(card)} · {card['settings']['extractor']} · {head}"
+    return f"{what} · {summary['utterances']} utterances, {people}, {runs}"
 
 
 def _corpus_name(card: dict[str, Any]) -> str:

@@ -15,33 +15,39 @@ from jaxser.errors import CallError
 from jaxser.train import CHUNK, Run, Trained
 
 
-def open_run_folder(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the folder, or look at the one there: the summary of a finished run, None for an unfinished one, which is done again.
+def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of the finished run of this configuration in `out`, or None where there is nothing yet or an unfinished one.
 
     Raises CallError for a folder of another configuration, or one that holds something else.
     """
-    note = out / "config.json"
+    note, summary = out / "config.json", out / "summary.json"
     if note.exists():
-        try:
-            found = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            found = {}
+        found = _read_json(note)
         differing = [
-            f"{k}: there {found.get(k)!r}, here {mine.get(k)!r}"
-            for k in {**mine, **found}
-            if found.get(k) != mine.get(k)
+            f"{k}: there {found.get(k)!r}, here {mine.get(k)!r}" for k in {**mine, **found} if found.get(k) != mine.get(k)
         ]
         if differing:
-            raise CallError(
-                f"{out} is the folder of another configuration ({'; '.join(differing)}): give another --out"
-            )
-        summary = out / "summary.json"
-        return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+            raise CallError(f"{out} is the folder of another configuration ({'; '.join(differing)}): give another --out")
+        return _read_json(summary) if summary.exists() else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CallError(f"{out} exists and is no run folder: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(note, mine)
     return None
+
+
+def begin(out: Path, mine: dict[str, Any]) -> None:
+    """Make the run folder with its config.json, once everything that can be refused has been looked at."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", mine)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CallError(f"{path} is damaged: delete {path.parent}, or give another --out")
+    return found
 
 
 def write_results(
@@ -73,9 +79,7 @@ def write_results(
     write_csv(out / "scores.csv", [*start, "ua", "wa", *(f"recall_{c}" for c in classes)], scores)
     header = ["id", "speaker", "group", *start, "label", "predicted", *(f"p_{c}" for c in classes)]
     write_csv(out / "predictions.csv", header, rows)
-    write_csv(
-        out / "confusion.csv", ["label", *classes], [[c, *n] for c, n in zip(classes, total.tolist(), strict=True)]
-    )
+    write_csv(out / "confusion.csv", ["label", *classes], [[c, *n] for c, n in zip(classes, total.tolist(), strict=True)])
     write_csv(out / "losses.csv", [*start, "updates", "loss"], losses)
 
 

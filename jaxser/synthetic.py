@@ -100,7 +100,7 @@ WORDS = {
         ("my work.", "the children.", "my birthday.", "what I need.", "the money."),
     ),
 }  # fmt: skip
-TELLING = 0.5
+TELLING = 0.56
 """Share of utterances whose words belong to their emotion; the others are bland. Chosen, with the manners above, so that voice
 alone and words alone each leave much open."""
 
@@ -143,7 +143,8 @@ def _write_session(folder: Path, session: int) -> None:
             soundfile.write(path, sound, SAMPLE_RATE, subtype="PCM_16")
             end = clock + len(sound) / SAMPLE_RATE
             evaluation.append(
-                f"[{clock:.4f} - {end:.4f}]\t{turn}\t{label}\t[2.5000, 2.5000, 2.5000]\nC-E1:\tNeutral;\t()\nA-E1:\tval 3; act 2;\t()\n"
+                f"[{clock:.4f} - {end:.4f}]\t{turn}\t{label}\t[2.5000, 2.5000, 2.5000]\n"
+                "C-E1:\tNeutral;\t()\nA-E1:\tval 3; act 2;\t()\n"
             )
             transcript.append(f"{turn} [{clock:08.4f}-{end:08.4f}]: {text}\n")
             clock = end + 0.5
@@ -196,7 +197,7 @@ class _Voice:
     def say(self, random: np.random.Generator, text: str, label: str) -> Float64[np.ndarray, " s"]:
         """A waveform of 0.8 to 8 s, each vowel of the text one syllable, in the manner of the label."""
         # How much of the manner comes through differs from utterance to utterance, down to nothing.
-        share = random.beta(1.6, 1.1)
+        share = random.beta(1.5, 1.0)
         target = MANNERS[label]
 
         def blend(name: str, spread: float) -> float:

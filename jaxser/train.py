@@ -117,9 +117,7 @@ def predict(
 ) -> Float[Array, "m c"]:
     """Logits of the rows, without dropout; where a row is -1 they mean nothing."""
     padded = jnp.pad(rows, (0, -len(rows) % PREDICT_BATCH), constant_values=-1).reshape(-1, PREDICT_BATCH)
-    logits = jax.lax.map(
-        lambda some: model.apply({"params": params}, *_take(inputs, standards, some), train=False), padded
-    )
+    logits = jax.lax.map(lambda some: model.apply({"params": params}, *_take(inputs, standards, some), train=False), padded)
     return logits.reshape(-1, logits.shape[-1])[: len(rows)]
 
 
@@ -143,9 +141,7 @@ def moments(frames: Frames) -> Moments:
     count = mask.sum(1, dtype=np.float64)
     x = np.asarray(frames.x)
     mean = np.stack([row[: int(k)].mean(0, dtype=np.float64) for row, (k,) in zip(x, count, strict=True)])
-    squares = np.stack(
-        [((row[: int(k)] - centre) ** 2).sum(0) for row, centre, (k,) in zip(x, mean, count, strict=True)]
-    )
+    squares = np.stack([((row[: int(k)] - centre) ** 2).sum(0) for row, centre, (k,) in zip(x, mean, count, strict=True)])
     return Moments(count, mean, squares)
 
 
@@ -263,9 +259,7 @@ def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int) -> Callable[[t
         batch_size = None if parallel == 1 else parallel
         return jax.lax.map(lambda mine: one(*shared, *mine), own, batch_size=batch_size)
 
-    return jax.jit(
-        jax.shard_map(on_a_device, mesh=mesh, in_specs=(P(), P("runs")), out_specs=P("runs"), check_vma=False)
-    )
+    return jax.jit(jax.shard_map(on_a_device, mesh=mesh, in_specs=(P(), P("runs")), out_specs=P("runs"), check_vma=False))
 
 
 def _parallel_that_fits(one: Callable[..., Any], mesh: Mesh, shared: tuple, own: tuple, runs: int) -> int:

@@ -12,7 +12,12 @@ def write_iemocap(root: Path) -> Path:
     """One session with everything that trips a reader of IEMOCAP."""
     session = root / "IEMOCAP_full_release" / "Session1"
     evaluations, transcripts = session / "dialog" / "EmoEvaluation", session / "dialog" / "transcriptions"
-    for folder in (evaluations / "Attribute", evaluations / "Categorical", evaluations / "Self-evaluation", transcripts):
+    for folder in (
+        evaluations / "Attribute",
+        evaluations / "Categorical",
+        evaluations / "Self-evaluation",
+        transcripts,
+    ):
         folder.mkdir(parents=True)
     header = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\r\n\r\n"
 

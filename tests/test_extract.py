@@ -68,7 +68,7 @@ def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
         "audio/s0-low-3": "shorter than one window",
     }
     for _ in range(2):  # the second time from the store
-        _, store, contents, left_out = run(table, tmp_path / "cache")
+        _, _, contents, left_out = run(table, tmp_path / "cache")
         assert {name for name, _ in left_out} == set(reasons)
         assert all(reasons[name] in reason for name, reason in left_out)
         assert len(contents) == 44
@@ -87,7 +87,7 @@ def test_a_damaged_part_is_made_anew(table: Path, tmp_path: Path, capsys: pytest
     part = next(store.folder.glob("*.npy"))
     whole = part.read_bytes()
     part.write_bytes(whole[:-10])
-    _, _, contents, left_out = run(table, tmp_path / "cache")
+    _, _, contents, _ = run(table, tmp_path / "cache")
     assert part.read_bytes() == whole
     assert len(contents) == 48
     assert "damaged" in capsys.readouterr().err

@@ -91,9 +91,7 @@ def test_pooling_commutes_with_standardisation(name: str):
 def test_dropout_acts_in_training_only(name: str):
     frames = HEADS[name].summarise(frames_of())
     module, params = module_and_params(name, frames)
-    one, two = (
-        module.apply({"params": params}, frames, train=True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1)
-    )
+    one, two = (module.apply({"params": params}, frames, train=True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1))
     assert not np.allclose(one, two)
     np.testing.assert_array_equal(
         module.apply({"params": params}, frames, train=False), module.apply({"params": params}, frames, train=False)

@@ -9,9 +9,7 @@ from jaxser.errors import CallError
 @pytest.mark.parametrize(("window", "hop"), [(50.0, 25.0), (25.0, 10.0), (20.0, 10.0), (15.0, 15.0)])
 def test_identical_to_pyaudioanalysis(window: float, hop: float):
     signal = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
-    expected, names = ShortTermFeatures.feature_extraction(
-        signal, 16_000, int(window * 16), int(hop * 16), deltas=False
-    )
+    expected, names = ShortTermFeatures.feature_extraction(signal, 16_000, int(window * 16), int(hop * 16), deltas=False)
     features = lld.lld(signal, window, hop)
     np.testing.assert_array_equal(features, expected.T)
     assert len(names) == lld.WIDTH == features.shape[1]

@@ -17,9 +17,7 @@ def test_against_scikit_learn(drawn: list[tuple[int, int]]):
     np.testing.assert_array_equal(counts, confusion_matrix(labels, predicted, labels=range(4)))
     present = np.unique(labels)
     recalls = metrics.recalls(counts)
-    np.testing.assert_allclose(
-        recalls[present], recall_score(labels, predicted, labels=present, average=None, zero_division=0)
-    )
+    np.testing.assert_allclose(recalls[present], recall_score(labels, predicted, labels=present, average=None, zero_division=0))
     assert np.isnan(np.delete(recalls, present)).all()
     assert float(metrics.weighted_accuracy(counts)) == pytest.approx(accuracy_score(labels, predicted))
     expected = np.mean([np.mean(predicted[labels == c] == c) for c in present])

@@ -92,9 +92,7 @@ def test_an_empty_step_changes_nothing_at_all():
     state = train.start(module, tx, (frames,), train.run_key(0, 0, 0))
     state, _ = step((frames,), labels, standard, state, jnp.arange(12, dtype=jnp.int32).reshape(2, 6))
     after, losses = step((frames,), labels, standard, state, jnp.full((3, 6), -1, jnp.int32))
-    assert_same_bits(
-        (after.params, after.optimiser, after.step), (state.params, state.optimiser, state.step)
-    )
+    assert_same_bits((after.params, after.optimiser, after.step), (state.params, state.optimiser, state.step))
     assert np.isnan(losses).all()
 
 
@@ -120,11 +118,10 @@ def test_test_rows_touch_nothing_of_the_training():
             y[run.test] = (y[run.test] + 1) % 3
         changed = Frames(x, frames.mask)
         standard = train.standardisation(train.moments(changed), run.train)
-        results.append(
-            train.train_runs(HEADS["mlp"].module(3, 0.2), optax.adam(1e-2), (changed,), y, [run], [(standard,)], 6)
-        )
+        results.append(train.train_runs(HEADS["mlp"].module(3, 0.2), optax.adam(1e-2), (changed,), y, [run], [(standard,)], 6))
     assert_same_bits(
-        (results[0].params, results[0].standards, results[0].losses), (results[1].params, results[1].standards, results[1].losses)
+        (results[0].params, results[0].standards, results[0].losses),
+        (results[1].params, results[1].standards, results[1].losses),
     )
     assert not np.array_equal(results[0].logits[0], results[1].logits[0])
 
@@ -145,7 +142,7 @@ def test_a_constant_feature_is_left_as_it_is():
 
 
 def test_training_equals_adam_written_by_hand():
-    # The linear head without dropout is softmax regression: its gradient is known, and Adam is five lines (Kingma and Ba, 2015).
+    # The linear head without dropout is softmax regression: its gradient is known, and Adam is short (Kingma and Ba, 2015).
     frames, labels = problem()
     run = runs_of(1, updates=40)[0]
     result = trained("mean", [run], dropout=0.0)

@@ -1,0 +1,273 @@
+"""The command from its flags to its files and exit codes."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_tone
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+
+from jaxser import cv, extract
+from jaxser.errors import CallError, WorkError
+from jaxser.results import read_csv
+
+FILES = {"config.json", "scores.csv", "predictions.csv", "confusion.csv", "losses.csv", "summary.json", "protocol.json",
+         "confusion.png", "report.html"}  # fmt: skip
+
+
+@pytest.fixture
+def config(table: Path, tmp_path: Path) -> cv.Config:
+    return cv.Config(
+        corpus="csv",
+        root=table,
+        head="mean",
+        updates=150,
+        learning_rate=1e-2,
+        seeds=2,
+        cache=tmp_path / "cache",
+        out=tmp_path / "run",
+    )
+
+
+def command(*flags: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jaxser.cv", *map(str, flags)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_run_folder(config: cv.Config, capsys: pytest.CaptureFixture[str]):
+    cv.main(config)
+    out = config.out
+    assert {path.name for path in out.iterdir()} == FILES
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["utterances"] == 48
+    assert (summary["speakers"], summary["folds"], summary["seeds"], summary["left_out"]) == (6, 3, 2, 0)
+    assert (summary["devices"], summary["runs_per_device"]) == (1, 6)
+    assert summary["classes"] == ["high", "low"]
+    assert summary["ua_mean"] > 0.7  # the classes are two tones
+    printed = capsys.readouterr().out
+    for text in (
+        "chance 50.0 %",
+        "6 speakers",
+        "each of 3 groups held out once",
+        "95 % interval",
+        summary["signature"],
+    ):
+        assert text in printed
+    assert "<script" not in (out / "report.html").read_text()
+    assert "http" not in (out / "report.html").read_text()
+
+
+def test_files_agree_with_each_other_and_with_scikit_learn(config: cv.Config):
+    cv.main(replace(config, updates=8, learning_rate=1e-3))
+    scores, predictions = read_csv(config.out / "scores.csv"), read_csv(config.out / "predictions.csv")
+    assert len(predictions) == 2 * 48
+    assert len({(row["id"], row["seed"]) for row in predictions}) == 96
+    uas = {}
+    for score in scores:
+        rows = [r for r in predictions if (r["fold"], r["seed"]) == (score["fold"], score["seed"])]
+        labels, predicted = [r["label"] for r in rows], [r["predicted"] for r in rows]
+        assert {r["group"] for r in rows} == {f"g{score['fold']}"}
+        assert float(score["ua"]) == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-6)
+        assert float(score["wa"]) == pytest.approx(accuracy_score(labels, predicted), abs=1e-6)
+        uas.setdefault(score["seed"], []).append(float(score["ua"]))
+        for row in rows:
+            p = {name: float(row[f"p_{name}"]) for name in ("high", "low")}
+            assert sum(p.values()) == pytest.approx(1, abs=1e-7)
+            assert max(p, key=p.get) == row["predicted"]
+    summary = json.loads((config.out / "summary.json").read_text())
+    means = [np.mean(values) for values in uas.values()]
+    assert summary["ua_mean"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert summary["ua_std"] == pytest.approx(np.std(means, ddof=1), abs=1e-6)
+    expected = confusion_matrix(
+        [r["label"] for r in predictions], [r["predicted"] for r in predictions], labels=["high", "low"]
+    )
+    found = [[int(row[name]) for name in ("high", "low")] for row in read_csv(config.out / "confusion.csv")]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_two_identical_commands_give_identical_files(config: cv.Config, tmp_path: Path):
+    two = replace(config, out=tmp_path / "two", head="mlp")
+    cv.main(replace(config, head="mlp"))
+    shutil.rmtree(config.cache)
+    cv.main(two)
+    for name in FILES - {"summary.json", "report.html"}:
+        assert (config.out / name).read_bytes() == (two.out / name).read_bytes(), name
+    one, two = (json.loads((c.out / "summary.json").read_text()) for c in (config, two))
+    assert one | {"seconds": 0} == two | {"seconds": 0}
+
+
+def test_another_head_reads_no_audio(config: cv.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cv.main(config)
+    monkeypatch.setattr(extract, "_extract_missing", lambda *work: pytest.fail("extracted again"))
+    monkeypatch.setattr("jaxser.digests.file_digest", lambda path: pytest.fail(f"{path} read again"))
+    shutil.rmtree(tmp_path / "audio")
+    cv.main(replace(config, head="attention", out=tmp_path / "two"))
+
+
+def test_train_size_is_seen(config: cv.Config, capsys: pytest.CaptureFixture[str]):
+    cv.main(replace(config, train_size=8))
+    assert capsys.readouterr().out.count("8 (4 a class)") == 3
+    card = json.loads((config.out / "protocol.json").read_text())
+    assert [fold["train"] for fold in card["folds"]] == [{"high": 4, "low": 4}] * 3
+    assert {row["train_size"] for row in read_csv(config.out / "scores.csv")} == {"8"}
+
+
+def test_validation_never_scores_the_test_fold(config: cv.Config, capsys: pytest.CaptureFixture[str]):
+    cv.main(replace(config, validate=True))
+    for row in read_csv(config.out / "predictions.csv"):
+        assert row["group"] == f"g{(int(row['fold']) + 1) % 3}"
+    assert "not a result" in capsys.readouterr().out
+
+
+def test_finished_is_printed_and_unfinished_is_done_again(config: cv.Config, capsys: pytest.CaptureFixture[str], monkeypatch):
+    cv.main(config)
+    first = capsys.readouterr().out
+    (config.out / "summary.json").rename(config.out / "kept")
+    cv.main(config)
+    assert json.loads((config.out / "summary.json").read_text())["signature"] in first
+    (config.out / "kept").replace(config.out / "summary.json")
+    monkeypatch.setattr(cv.train, "train_runs", lambda *work: pytest.fail("trained again"))
+    cv.main(config)
+    assert capsys.readouterr().out.endswith(first)
+
+
+def test_a_folder_of_another_configuration_is_refused(config: cv.Config, tmp_path: Path):
+    cv.main(config)
+    with pytest.raises(CallError, match=r"another configuration \(head: there 'mean', here 'mlp'\)"):
+        cv.main(replace(config, head="mlp"))
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "mine.txt").write_text("mine")
+    with pytest.raises(CallError, match="is no run folder"):
+        cv.main(replace(config, out=tmp_path / "things"))
+
+
+def test_a_result_of_changed_data_is_not_printed_as_todays(config: cv.Config, tmp_path: Path):
+    cv.main(config)
+    write_tone(tmp_path / "audio/s0-low-0.wav", 0.4, 150, seed=12345)
+    with pytest.raises(CallError, match="other data or another version"):
+        cv.main(config)
+
+
+def test_one_bad_file_is_counted_and_named(config: cv.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "audio/s0-low-0.wav").write_text("no audio")
+    cv.main(config)
+    assert json.loads((config.out / "summary.json").read_text())["left_out"] == 1
+    printed = capsys.readouterr()
+    assert "left out: audio/s0-low-0: not readable" in printed.err
+    assert "left out: 1 file" in printed.out
+    with pytest.raises(WorkError, match=r"s0-low-0\.wav: not readable"):
+        cv.main(replace(config, strict=True, out=tmp_path / "strict"))
+    assert not (tmp_path / "strict" / "summary.json").exists()
+
+
+def test_planted_leaks_are_found(config: cv.Config, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copy(tmp_path / "audio/s0-low-0.wav", tmp_path / "audio/s1-low-0.wav")
+    cv.main(config)
+    assert "LEAK: identical audio in folds 0, 1: audio/s0-low-0, audio/s1-low-0" in capsys.readouterr().out
+    with table.open() as file:
+        rows = list(csv.reader(file))
+    rows[1][3] = "g2"  # a group column that cuts through speaker s0
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(WorkError, match="speaker 's0' stands in folds 0"):
+        cv.main(replace(config, out=tmp_path / "two"))
+
+
+def test_random_folds_are_marked_everywhere(config: cv.Config, table: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [",".join(line.split(",")[:2]) for line in table.read_text().splitlines()]
+    table.write_text("\n".join(lines))
+    with pytest.raises(CallError, match="speaker-independent folds are impossible"):
+        cv.main(config)
+    cv.main(replace(config, random_folds=True))
+    assert "NOT speaker-independent" in capsys.readouterr().out
+    assert "NOT SPEAKER-INDEPENDENT" in (config.out / "report.html").read_text()
+    assert "folds:5by-RANDOM" in json.loads((config.out / "summary.json").read_text())["signature"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": None}, "needs --root"),
+        ({"corpus": "synthetic"}, "takes no --root"),
+        ({"epochs": 3}, "two ways"),
+        ({"train_size": 7}, "multiple of the 2 classes and at most 32"),
+        ({"train_size": 34}, "at most 32"),
+        ({"folds": 9}, "only 6 speakers"),
+        ({"seeds": 0}, "--seeds 0: at least 1"),
+        ({"dropout": 1.0}, "--dropout 1"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"lld_window": 10.0}, "--lld-window 10"),
+        ({"classes": "low,happy"}, "labelled happy"),
+    ],
+)
+def test_wrong_calls(config: cv.Config, changes: dict, message: str):
+    with pytest.raises(CallError, match=message):
+        cv.main(replace(config, **changes))
+    assert not config.out.exists()
+
+
+def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config, tmp_path: Path):
+    known = cv.config_hash(cv.resolve(config))
+    for name in cv.NOT_IN_HASH:
+        other = tmp_path if name in ("cache", "out") else 3
+        assert cv.config_hash(cv.resolve(replace(config, **{name: other}))) == known
+    for changes in ({"seeds": 3}, {"head": "mlp"}, {"updates": 151}, {"crop": "centre"}, {"root": tmp_path / "x.csv"}):
+        assert cv.config_hash(cv.resolve(replace(config, **changes))) != known
+    assert {field.name for field in fields(cv.Config)} > set(cv.NOT_IN_HASH)
+
+
+def test_the_command_itself(table: Path, tmp_path: Path):
+    flags = [
+        "--corpus",
+        "csv",
+        "--root",
+        table,
+        "--head",
+        "mean",
+        "--epochs",
+        2,
+        "--cache",
+        tmp_path / "c",
+        "--jobs",
+        2,
+    ]
+    done = command(*flags, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "UA" in done.stdout
+    assert done.stderr == ""  # no progress bar where there is no terminal
+    (run,) = (tmp_path / "runs").iterdir()
+    assert len(run.name) == 12
+    again = command(*flags, folder=tmp_path)
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--corpus", "ravdess", "--root", "nowhere"], 2, "jaxser.cv: --root nowhere: no such folder"),
+        (["--corpus", "csv", "--root", "t.csv"], 1, "jaxser.cv: none of 2 files can be used"),
+        (["--head", "lstm"], 2, "invalid choice"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, flags: list[str], code: int, message: str):
+    (tmp_path / "t.csv").write_text("path,label,speaker\na.wav,x,1\nb.wav,y,2\n")
+    done = command(*flags, "--cache", tmp_path / "cache", folder=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if "invalid" not in message:
+        assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not list(tmp_path.rglob("summary.json"))

@@ -1,0 +1,47 @@
+from dataclasses import replace
+from pathlib import Path
+
+from jaxser import cv, folds, protocol
+from jaxser.corpora import Corpus, Utterance
+
+UTTERANCES = tuple(Utterance(f"u{i}", Path("x"), "ab"[i % 2], f"s{i // 4}", f"g{i // 8}") for i in range(16))
+CORPUS = Corpus("csv", UTTERANCES, ("a", "b"))
+CONTENTS = {u.id: f"digest of {u.id}" for u in UTTERANCES}
+CONFIG = cv.Config(corpus="csv", root=Path("x"), updates=10)
+
+
+def signature(config: cv.Config = CONFIG, corpus: Corpus = CORPUS, contents: dict[str, str] = CONTENTS, count=None) -> str:
+    digest = protocol.corpus_digest(corpus, contents)
+    return protocol.signature(config, corpus, digest, folds.assign(corpus, count), "lld-0", cv.length_of(config))
+
+
+def test_whatever_changes_the_number_changes_the_signature():
+    moved = (replace(UTTERANCES[0], label="b"), *UTTERANCES[1:])
+    respoken = (replace(UTTERANCES[0], speaker="s1"), *UTTERANCES[1:])
+    signatures = [
+        signature(),
+        signature(corpus=replace(CORPUS, utterances=moved)),
+        signature(corpus=replace(CORPUS, utterances=respoken)),
+        signature(corpus=replace(CORPUS, utterances=UTTERANCES[1:])),
+        signature(corpus=replace(CORPUS, left_out=(("u", "bad"),))),
+        signature(contents=CONTENTS | {"u3": "another sound"}),
+        signature(count=4),
+        *(
+            signature(config=replace(CONFIG, **change))
+            for change in (
+                {"head": "mean"}, {"train_size": 4}, {"updates": 11}, {"updates": None, "epochs": 2}, {"seeds": 2},
+                {"batch_size": 4}, {"learning_rate": 1e-3}, {"dropout": 0.1}, {"validate": True},
+            )
+        ),
+    ]  # fmt: skip
+    assert len(set(signatures)) == len(signatures)
+
+
+def test_what_changes_no_number_changes_no_signature():
+    assert signature(config=replace(CONFIG, cache=Path("y"), out=Path("z"), jobs=3)) == signature()
+    assert signature(corpus=replace(CORPUS, utterances=UTTERANCES)) == signature()
+
+
+def test_the_order_of_utterances_is_not_content():
+    digests = {protocol.corpus_digest(replace(CORPUS, utterances=order), CONTENTS) for order in (UTTERANCES, UTTERANCES[::-1])}
+    assert len(digests) == 1
