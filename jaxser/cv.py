@@ -1,4 +1,4 @@
-"""python -m jaxser.cv: speaker-independent cross-validation, every fold and seed in one program, to a score and its interval."""
+"""python -m jaxser.cv: speaker-independent cross-validation, all folds and seeds in one program: a score and its interval."""
 
 import dataclasses
 import hashlib

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -80,12 +81,13 @@ def extract(
 
 
 def _extract_missing(store: Store, todo: Mapping[str, Utterance], settings: Mapping[str, Any], jobs: int) -> None:
-    jobs = jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     work = partial(_lld_of, settings=settings)
     tasks = [(content, utterance.path) for content, utterance in todo.items()]
-    # Spawned, not forked: jax's threads do not survive a fork.
+    # Spawned, not forked: jax's threads do not survive a fork. Ctrl-C is for this process alone, which then ends the others.
+    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with (
-        ProcessPoolExecutor(min(jobs, len(tasks)), multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(min(jobs or cores or 1, len(tasks)), spawn, initializer=signal.signal, initargs=ignore) as pool,
         tqdm(total=len(tasks), desc="lld", unit="file", disable=not sys.stderr.isatty(), leave=False) as bar,
     ):
         try:

@@ -1,0 +1,51 @@
+"""The README's commands are ones that the program takes, and its defaults those of the code."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from jaxser import cv
+from jaxser.heads import DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.cv")]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--help" not in c])
+def test_commands_parse(command: str):
+    cv.resolve(tyro.cli(cv.Config, args=shlex.split(command)[3:]))
+
+
+def test_exactly_two_commands_to_begin_with():
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert [block.count("\n") for block in blocks] == [1, 1]
+    assert blocks[0].endswith("python -m jaxser.cv\n")
+    assert blocks[1].endswith("python -m pytest\n")
+
+
+def test_defaults_are_those_of_the_code():
+    assert f"`mean`, `meanmax` and `attention` train for {HEADS['mean'].updates:,} updates" in README
+    assert f"`mlp` for {HEADS['mlp'].updates:,}" in README
+    assert HEADS["mean"].updates == HEADS["meanmax"].updates == HEADS["attention"].updates
+    assert f"at {DROPOUT}." in README
+    for features in (34, 512):
+        width = mlp_width(features, 4)
+        assert f"{width} at {features}" in README
+        assert f"({mlp_parameters(features, width, 4):,})" in README
+    assert f"{MLP_PARAMETERS:,}" in README
+
+
+def test_every_file_of_a_run_folder_is_explained():
+    for name in (
+        "summary.json",
+        "scores.csv",
+        "predictions.csv",
+        "confusion.csv",
+        "losses.csv",
+        "protocol.json",
+        "report.html",
+    ):
+        assert f"`{name}`" in README
