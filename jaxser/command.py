@@ -1,5 +1,7 @@
 """How every command starts and ends: flags from a dataclass, one clear line for an error, exit codes 0, 1 and 2."""
 
+import gc
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,7 +30,13 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     except OSError as error:
         _leave(name, f"{error.filename or 'disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        _leave(name, "interrupted; what is done is kept, the same command goes on", 130)
+        print(f"{name}: interrupted; what is done is kept, the same command goes on", file=sys.stderr, flush=True)
+    else:
+        return
+    # Only Ctrl-C comes here. An ordinary exit takes away what XLA's threads still compute on, and can end in a crash; the
+    # collection lets go of the worker processes' semaphores first.
+    gc.collect()
+    os._exit(130)
 
 
 def _leave(name: str, message: str, code: int) -> None:

@@ -170,7 +170,7 @@ def resolve(config: Config) -> Config:
     }
     for name, smallest in least.items():
         value = getattr(config, name)
-        if value is not None and value < smallest:
+        if value is not None and not smallest <= value < np.inf:
             raise CallError(f"--{name.replace('_', '-')} {value}: at least {smallest}")
     if not 0 <= config.dropout < 1:
         raise CallError(f"--dropout {config.dropout:g}: at least 0 and below 1")

@@ -5,11 +5,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
+from multiprocessing.pool import IMapIterator, Pool
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +84,37 @@ def _extract_missing(store: Store, todo: Mapping[str, Utterance], settings: Mapp
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     work = partial(_lld_of, settings=settings)
     tasks = [(content, utterance.path) for content, utterance in todo.items()]
-    # Spawned, not forked: jax's threads do not survive a fork. Ctrl-C is for this process alone, which then ends the others.
-    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with (
-        ProcessPoolExecutor(min(jobs or cores or 1, len(tasks)), spawn, initializer=signal.signal, initargs=ignore) as pool,
+        _start_workers(min(jobs or cores or 1, len(tasks))) as pool,
         tqdm(total=len(tasks), desc="lld", unit="file", disable=not sys.stderr.isatty(), leave=False) as bar,
     ):
+        for part in _in_parts(_counted(_watched(pool.imap(work, tasks)), bar)):
+            write_part(store, part)
+
+
+def _start_workers(count: int) -> Pool:
+    # Spawned, not forked: threads of jax do not survive a fork. Ctrl-C is for this process alone, which ends the others: what
+    # starts while it is ignored goes on ignoring it.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        return multiprocessing.get_context("spawn").Pool(count)
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _watched(entries: IMapIterator) -> Iterator[Entry]:
+    # A pool quietly replaces a worker that dies and never gives back its task: we would wait for ever.
+    workers = {child.pid for child in multiprocessing.active_children()}
+    while True:
         try:
-            for part in _in_parts(_counted(pool.map(work, tasks, chunksize=4), bar)):
-                write_part(store, part)
-        except BrokenProcessPool:
-            raise WorkError("a worker process died (killed, or out of memory); what is done is kept: run again") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            yield entries.next(timeout=1.0)
+        except multiprocessing.TimeoutError:
+            if {child.pid for child in multiprocessing.active_children()} != workers:
+                raise WorkError("a worker process died (killed, or out of memory); what is done is kept: run again") from None
+        except StopIteration:
+            return
 
 
 def _lld_of(task: tuple[str, Path], settings: Mapping[str, Any]) -> Entry:

@@ -85,7 +85,7 @@ def _deal(corpus: Corpus, unit: str, count: int) -> Folds:
     of = np.array([fold_of[getattr(u, unit)] for u in corpus.utterances], np.int32)
     how = "pairs in turn" if pairs else "largest first, to the smallest fold"
     rule = f"{len(sizes)} {unit}s dealt to {count} folds ({how}); no {unit} in training and in test"
-    return Folds(of, tuple("+".join(sorted(names)) for names in dealt), rule, True)
+    return Folds(of, tuple(", ".join(sorted(names)) for names in dealt), rule, True)
 
 
 def _random_folds(corpus: Corpus, count: int) -> Folds:

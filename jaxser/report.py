@@ -20,60 +20,78 @@ from matplotlib import pyplot as plt
 def table(out: Path) -> str:
     """The result of a finished run folder as text: folds, then the score with its interval, then what fixed it."""
     summary, card = _read(out, "summary.json"), _read(out, "protocol.json")
-    classes = summary["classes"]
-    by_fold = _by_fold(out)
-    what = "scored on" if summary["validate"] else "held out"
-    names = [_shortened(fold["held_out"]) for fold in card["folds"]]
-    if summary["validate"]:
-        names = names[1:] + names[:1]
-    header = ["fold", what, "trained on", "scored", "UA %", "WA %", *classes]
-    rows = []
-    for fold, name in zip(card["folds"], names, strict=True):
-        scores = by_fold[fold["fold"]]
-        size = sum(fold["train"].values())
-        each = set(fold["train"].values())
-        trained = f"{size} ({each.pop()} a class)" if len(each) == 1 else str(size)
-        rows.append([str(fold["fold"]), name, trained, str(fold["test"]), *(_percent(value) for value in scores)])
-    means = np.nanmean([by_fold[fold["fold"]] for fold in card["folds"]], axis=0)
-    rows.append(["mean", "", "", str(summary["utterances"]), *(_percent(value) for value in means)])
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rows = [[_shortened(cell) for cell in row] for row in _fold_table(out, summary, card)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_title(summary, card), ""]
-    for i, row in enumerate([header, *rows]):
+    for i, row in enumerate(rows):
         cells = [c.ljust(w) if j == 1 else c.rjust(w) for j, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
-        if i in (0, len(rows) - 1):
+        if i in (0, len(rows) - 2):
             lines.append("  ".join("-" * w for w in widths))
-    lines += ["", *headline(summary), f"folds: {card['fold_rule']}"]
+    lines += ["", *scores_in_words(summary), *marks_against(summary), f"folds: {card['fold_rule']}"]
     lines += [f"note: {note}" for note in [*card["notes"], *card["leaks"]]]
-    lines += _left_out(summary, card)
+    if summary["left_out"]:
+        lines.append(f"left out: {summary['left_out']} utterance(s) that could not be used, named in protocol.json")
+    if card["outside_classes"]:
+        lines.append(f"not among the classes: {_pairs(card['outside_classes'])}")
     lines += [f"signature: {summary['signature']}", f"{out / 'report.html'} ({summary['seconds']:.0f} s)"]
     return "\n".join(lines)
 
 
-def headline(summary: dict[str, Any]) -> list[str]:
-    """The score with everything without which it says nothing: interval, unit, chance, and every mark against it."""
+def _fold_table(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> list[list[str]]:
+    # A header, a line a fold (averaged over seeds) and their mean, all as text.
+    by_fold = _by_fold(out)
+    names = [fold["held_out"] for fold in card["folds"]]
+    if summary["validate"]:
+        names = names[1:] + names[:1]
+    rows = [
+        [
+            "fold",
+            "scored on" if summary["validate"] else "held out",
+            "trained on",
+            "scored",
+            "UA %",
+            "WA %",
+            *summary["classes"],
+        ]
+    ]
+    for fold, name in zip(card["folds"], names, strict=True):
+        sizes = fold["train"].values()
+        a_class = f" ({min(sizes)} a class)" if len(set(sizes)) == 1 else ""
+        scores = map(_percent, by_fold[fold["fold"]])
+        rows.append([str(fold["fold"]), name, f"{sum(sizes)}{a_class}", str(fold["test"]), *scores])
+    means = np.mean([by_fold[fold["fold"]] for fold in card["folds"]], axis=0)
+    return [*rows, ["mean", "", "", str(summary["utterances"]), *map(_percent, means)]]
+
+
+def scores_in_words(summary: dict[str, Any]) -> list[str]:
+    """UA and WA, each with its interval and what the interval is over, its spread over seeds, and the chance level."""
     lines = []
     for name in ("ua", "wa"):
-        text = f"{name.upper()} {100 * summary[f'{name}_mean']:.1f} %"
+        text = f"{name.upper()} {_percent(summary[f'{name}_mean'])} %"
         if summary[f"{name}_low"] is None:
-            text += f" (no interval: one {summary['interval_unit']})"
+            text += f", no interval: only one {summary['interval_unit']}"
         else:
             unit = (
                 f"{summary['speakers']} speakers" if summary["interval_unit"] == "speaker" else f"{summary['interval_unit']}s"
             )
-            text += f", 95 % interval {100 * summary[f'{name}_low']:.1f} to {100 * summary[f'{name}_high']:.1f} over {unit}"
+            text += f", 95 % interval {_percent(summary[f'{name}_low'])} to {_percent(summary[f'{name}_high'])} over {unit}"
         if name == "ua":
-            text += f"; chance {100 * summary['chance']:.1f} %"
+            text += f"; chance {_percent(summary['chance'])} %"
         if summary[f"{name}_std"] is not None:
-            text += f"; standard deviation over {summary['seeds']} seeds {100 * summary[f'{name}_std']:.1f}"
+            text += f"; standard deviation over {summary['seeds']} seeds {_percent(summary[f'{name}_std'])}"
         lines.append(text)
-    if summary["validate"]:
-        lines.append("VALIDATION: speakers inside the training folds; for choosing settings, not a result")
-    if summary["interval_unit"] == "utterance":
-        lines.append(
-            "NOT SPEAKER-INDEPENDENT: the corpus names no speakers; the interval takes utterances for independent, too narrow"
-        )
     return lines
+
+
+def marks_against(summary: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing the scores."""
+    marks = []
+    if summary["validate"]:
+        marks.append("VALIDATION: speakers inside the training folds; for choosing settings, not a result")
+    if summary["interval_unit"] == "utterance":
+        marks.append("NOT SPEAKER-INDEPENDENT: the corpus names no speakers; an interval over utterances is too narrow")
+    return marks
 
 
 def draw(out: Path, summary: dict[str, Any]) -> None:
@@ -120,10 +138,11 @@ h1 { font-size: 1.35rem; margin-bottom: 0 } h2 { font-size: 1.05rem; margin-top:
 .score { font-size: 2.6rem; font-weight: 650; margin: .6rem 0 0 } .soft { color: var(--soft) }
 .mark { border-left: 4px solid #c0392b; padding-left: .8rem; font-weight: 600 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:nth-child(2), td:nth-child(2) { text-align: left }
+table { font-size: .9rem } tr:last-child { font-weight: 600 }
+th, td { text-align: right; padding: .3rem .45rem; border-bottom: 1px solid var(--line) }
+th:nth-child(2), td:nth-child(2) { text-align: left; overflow-wrap: anywhere; min-width: 4.5rem }
 dt { color: var(--soft) } dd { margin: 0 0 .6rem; overflow-wrap: anywhere }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+img { width: 27rem; max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 code, pre { font-size: .85rem; overflow-wrap: anywhere; white-space: pre-wrap }
 svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
   opacity: .65 } svg text { fill: var(--soft); font-size: 12px } svg line { stroke: var(--line) }
@@ -132,25 +151,10 @@ svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar);
 
 
 def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: bytes) -> str:
-    by_fold = _by_fold(out)
-    first, *rest = headline(summary)
-    score, _, beside = first.partition(", ")
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        for cells in (
-            [
-                str(f["fold"]),
-                f["held_out"],
-                str(sum(f["train"].values())),
-                str(f["test"]),
-                *map(_percent, by_fold[f["fold"]]),
-            ]
-            for f in card["folds"]
-        )
-    )
-    head = "".join(
-        f"<th>{html.escape(h)}</th>" for h in ["fold", "held out", "trained on", "scored", "UA %", "WA %", *summary["classes"]]
-    )
+    score, _, beside = scores_in_words(summary)[0].partition(", ")
+    first, *lines = _fold_table(out, summary, card)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in first)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
     facts = {
         "Corpus": _corpus_name(card),
         "Utterances": f"{card['utterances']}: " + _pairs(card["classes"]),
@@ -167,13 +171,14 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
         "Signature": summary["signature"],
     }
     listed = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
-    marks = "".join(f'<p class="{"mark" if line[:3].isupper() else "soft"}">{html.escape(line)}</p>' for line in rest)
+    marks = "".join(f'<p class="mark">{html.escape(mark)}</p>' for mark in marks_against(summary))
     image = base64.b64encode(picture).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(_title(summary, card))}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(_title(summary, card))}</h1>
-<p class="score">{html.escape(score)}</p><p>{html.escape(beside)}</p>{marks}
+<p class="score">{html.escape(score)}</p>
+<p>{html.escape(beside)}<br><span class="soft">{html.escape(scores_in_words(summary)[1])}</span></p>{marks}
 <h2>Folds</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>
 <p class="soft">Per cent; recalls by class; each line the mean over {summary["seeds"]} seed(s).</p>
 <h2>Confusion</h2>
@@ -211,15 +216,6 @@ def _by_fold(out: Path) -> dict[int, np.ndarray]:
     for row in read_csv(out / "scores.csv"):
         scores[int(row["fold"])].append([float(v) for k, v in row.items() if k not in ("fold", "seed", "train_size")])
     return {fold: np.mean(values, axis=0) for fold, values in scores.items()}
-
-
-def _left_out(summary: dict[str, Any], card: dict[str, Any]) -> list[str]:
-    lines = []
-    if summary["left_out"]:
-        lines.append(f"left out: {summary['left_out']} files that could not be used (named in protocol.json)")
-    if card["outside_classes"]:
-        lines.append(f"not among the classes: {_pairs(card['outside_classes'])}")
-    return lines
 
 
 def _title(summary: dict[str, Any], card: dict[str, Any]) -> str:

@@ -160,7 +160,7 @@ def standardisation(of: Moments, rows: Int[np.ndarray, " k"]) -> Standard:
 class Trained:
     """What came out, run by run: parameters (leading axis r), logits f32[m, c] in the order of `Run.test`, losses f32[updates].
 
-    `devices` and `parallel` say how the runs were laid out; `compiling` is the number of seconds before the first update.
+    `devices` and `parallel` say how the runs were laid out.
     """
 
     params: Any
@@ -220,7 +220,8 @@ def train_runs(
     first_plan = plan_from(0)
     shared, own = (inputs, labels), (standards, state, first_plan)
     if not parallel:
-        parallel = _parallel_that_fits(partial(advance, model, tx), mesh, shared, own, filled // len(devices))
+        parallel = _parallel_that_fits(partial(advance, model, tx), mesh, shared, own)
+    parallel = min(parallel, filled // len(devices))
     step_all = over_runs(partial(advance, model, tx), mesh, parallel)
     losses = []
     for number in range(chunks):
@@ -262,14 +263,14 @@ def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int) -> Callable[[t
     return jax.jit(jax.shard_map(on_a_device, mesh=mesh, in_specs=(P(), P("runs")), out_specs=P("runs"), check_vma=False))
 
 
-def _parallel_that_fits(one: Callable[..., Any], mesh: Mesh, shared: tuple, own: tuple, runs: int) -> int:
+def _parallel_that_fits(one: Callable[..., Any], mesh: Mesh, shared: tuple, own: tuple) -> int:
     device = mesh.devices.flat[0]
     memory = device.memory_stats() if device.platform != "cpu" else None
     if not memory or "bytes_limit" not in memory:
         return 1
     needed = over_runs(one, mesh, 1).lower(shared, own).compile().memory_analysis().temp_size_in_bytes
     free = memory["bytes_limit"] - memory["bytes_in_use"]
-    return int(np.clip(0.7 * free // max(needed, 1), 1, runs))
+    return max(1, int(0.7 * free / max(needed, 1)))
 
 
 def _demand_finite(losses: Float32[np.ndarray, "r steps"], runs: Sequence[Run], first: int) -> None:

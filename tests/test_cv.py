@@ -166,7 +166,7 @@ def test_one_bad_file_is_counted_and_named(config: cv.Config, tmp_path: Path, ca
     assert json.loads((config.out / "summary.json").read_text())["left_out"] == 1
     printed = capsys.readouterr()
     assert "left out: audio/s0-low-0: not readable" in printed.err
-    assert "left out: 1 file" in printed.out
+    assert "left out: 1 utterance(s)" in printed.out
     with pytest.raises(WorkError, match=r"s0-low-0\.wav: not readable"):
         cv.main(replace(config, strict=True, out=tmp_path / "strict"))
     assert not (tmp_path / "strict" / "summary.json").exists()
@@ -206,6 +206,7 @@ def test_random_folds_are_marked_everywhere(config: cv.Config, table: Path, caps
         ({"train_size": 34}, "at most 32"),
         ({"folds": 9}, "only 6 speakers"),
         ({"seeds": 0}, "--seeds 0: at least 1"),
+        ({"max_seconds": float("nan")}, "--max-seconds nan"),
         ({"dropout": 1.0}, "--dropout 1"),
         ({"learning_rate": float("nan")}, "--learning-rate"),
         ({"lld_window": 10.0}, "--lld-window 10"),

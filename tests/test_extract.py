@@ -1,4 +1,9 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +79,40 @@ def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
         assert len(contents) == 44
     with pytest.raises(WorkError, match=r"s0-low-0\.wav: not readable.*--strict"):
         run(table, tmp_path / "cache", strict=True)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.7, 1.5, 2.2, 3.0])
+def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_path: Path, delay: float):
+    flags = [
+        "--corpus",
+        "csv",
+        "--root",
+        table,
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "run",
+        "--updates",
+        "100000",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "jaxser.cv", *map(str, flags)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/features/*/provenance.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert message == "jaxser.cv: interrupted; what is done is kept, the same command goes on\n"
+    _, _, contents, left_out = run(table, tmp_path / "cache")
+    assert len(contents) == 48
+    assert not left_out
+
+
+def test_a_worker_that_dies_ends_the_work_and_not_the_waiting():
+    # As when the system kills it for its memory in the midst of a file.
+    with extract._start_workers(1) as pool, pytest.raises(WorkError, match="a worker process died"):
+        list(extract._watched(pool.imap(os._exit, [1])))
 
 
 def test_nothing_usable(tmp_path: Path):

@@ -33,7 +33,7 @@ def test_ravdess_pairs_are_dealt_in_turn(ravdess: Path):
 
 def test_emodb_pairs(emodb: Path):
     dealt = folds.assign(corpora.read("emodb", emodb, "paper"))
-    assert dealt.names == ("03+08", "09+10", "11+13", "12+14", "15+16")
+    assert dealt.names == ("03, 08", "09, 10", "11, 13", "12, 14", "15, 16")
 
 
 @given(st.lists(st.integers(0, 12), min_size=20, max_size=200), st.integers(2, 6))
