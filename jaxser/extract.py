@@ -5,8 +5,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing.pool import IMapIterator, Pool
@@ -85,23 +85,27 @@ def _extract_missing(store: Store, todo: Mapping[str, Utterance], settings: Mapp
     work = partial(_lld_of, settings=settings)
     tasks = [(content, utterance.path) for content, utterance in todo.items()]
     with (
-        _start_workers(min(jobs or cores or 1, len(tasks))) as pool,
+        _workers(min(jobs or cores or 1, len(tasks))) as pool,
         tqdm(total=len(tasks), desc="lld", unit="file", disable=not sys.stderr.isatty(), leave=False) as bar,
     ):
         for part in _in_parts(_counted(_watched(pool.imap(work, tasks)), bar)):
             write_part(store, part)
 
 
-def _start_workers(count: int) -> Pool:
-    # Spawned, not forked: threads of jax do not survive a fork. Ctrl-C is for this process alone, which ends the others: what
-    # starts while it is ignored goes on ignoring it.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+@contextmanager
+def _workers(count: int) -> Iterator[Pool]:
+    # Spawned, not forked: threads of jax do not survive a fork. Ctrl-C is for this process alone, which ends the others: they
+    # inherit that it is blocked, and one that comes meanwhile is delivered to us once the pool can be taken down in order.
+    blocked = {signal.SIGINT} if hasattr(signal, "pthread_sigmask") else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if blocked else set()
     try:
-        return multiprocessing.get_context("spawn").Pool(count)
+        with multiprocessing.get_context("spawn").Pool(count) as pool:
+            if blocked:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield pool
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watched(entries: IMapIterator) -> Iterator[Entry]:
