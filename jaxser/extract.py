@@ -124,12 +124,12 @@ def _watched(entries: IMapIterator) -> Iterator[Entry]:
 def _lld_of(task: tuple[str, Path], settings: Mapping[str, Any]) -> Entry:
     content, path = task
     try:
-        signal = audio.load(path, settings["max_seconds"], settings["crop"])
-        frames = lld.lld(signal, settings["window_ms"], settings["hop_ms"]).astype("float32")
+        waveform = audio.load(path, settings["max_seconds"], settings["crop"])
+        frames = lld.lld(waveform, settings["window_ms"], settings["hop_ms"]).astype("float32")
     except audio.AudioError as error:
         return Entry(content, None, reason=str(error))
-    sound = hashlib.sha256(signal.tobytes()).hexdigest()
-    return Entry(content, frames, sound, len(signal) / audio.SAMPLE_RATE)
+    sound = hashlib.sha256(waveform.tobytes()).hexdigest()
+    return Entry(content, frames, sound, len(waveform) / audio.SAMPLE_RATE)
 
 
 def _counted(entries: Iterable[Entry], bar: tqdm) -> Iterator[Entry]:
