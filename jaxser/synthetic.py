@@ -26,7 +26,7 @@ from jaxser.audio import SAMPLE_RATE
 VERSION = 1
 """Any change of a sample or a word below is another corpus: raise this."""
 
-# Turns of each speaker by label as IEMOCAP writes it; the last four are there to be left out by the reader.
+# Turns of each speaker by label as IEMOCAP writes it; the last three are there to be left out by the reader.
 TURNS = {"neu": 14, "hap": 6, "exc": 7, "ang": 11, "sad": 10, "fru": 4, "xxx": 3, "sur": 1}
 DIALOGS = ("impro01", "impro02", "script01_1", "script02_2b")
 
@@ -171,7 +171,7 @@ def _sentence(random: np.random.Generator, label: str) -> str:
 
 def _syllables(word: str) -> list[str]:
     # One syllable for each run of vowels, spoken as its first; a lone e at the end is silent.
-    runs = re.findall("[aeiouy]+", re.sub(r"(?<=[^aeiouy])e\\W*$", "", word)) or ["e"]
+    runs = re.findall("[aeiouy]+", re.sub(r"(?<=[^aeiouy])e\W*$", "", word)) or ["e"]
     return [run[0] for run in runs]
 
 

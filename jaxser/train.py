@@ -122,8 +122,9 @@ def predict(
 
 
 def _take(inputs: tuple[Frames, ...], standards: tuple[Standard, ...], rows: Int[Array, " b"]) -> tuple[Frames, ...]:
-    # A row that is not there becomes row 0, with frames like any other, so that no head divides by zero; the loss ignores it.
-    rows = jnp.maximum(rows, 0)
+    # A row that is not there becomes another one of the batch, so that no head divides by zero; the loss ignores it; not
+    # just any row: even without weight, one outside the training set has no business here.
+    rows = jnp.where(rows < 0, jnp.maximum(rows.max(), 0), rows)
     return tuple(Frames((f.x[rows] - s.mean) / s.scale, f.mask[rows]) for f, s in zip(inputs, standards, strict=True))
 
 
