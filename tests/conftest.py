@@ -3,12 +3,17 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxser", "beartype.beartype")
+
+# How long a drawn example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("jaxser", deadline=None)
+hypothesis.settings.load_profile("jaxser")
 
 DATA = Path(os.environ.get("JAXSER_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
