@@ -17,8 +17,8 @@ VERSION = "pyAudioAnalysis 0.3.14"
 
 WINDOW_MS = 50.0
 HOP_MS = 25.0
-"""The paper names neither. These are the window and hop of pyAudioAnalysis' own documentation; 25 ms and 10 ms, the
-habit of speech recognition, cost twice the time."""
+"""The paper names neither. These are usual in examples of pyAudioAnalysis; 25 ms and 10 ms, the habit
+of speech recognition, cost twice the time."""
 
 SHORTEST_WINDOW_MS = 15.0
 """Below this the library's chroma filters run past its spectrum and it fails with a shape error."""

@@ -79,7 +79,7 @@ def speaker_interval(
     The score is a mean of ratios (hits / examples of a class in a fold), so its variance follows by linearisation from what
     each speaker contributes beyond the mean ratio of that class (Woodruff, JASA 66, 1971; Binder, International Statistical
     Review 51, 1983), with Student's t of units - 1 degrees of freedom. With two speakers a fold, as in IEMOCAP, a percentile
-    bootstrap is too narrow and a delete-one jackknife a third too wide; a test shows the coverage. None with fewer than two
+    bootstrap is too narrow and a delete-one jackknife too wide; a test shows our coverage. None with fewer than two
     units.
     """
     n = len(counts)
