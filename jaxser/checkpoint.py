@@ -1,0 +1,94 @@
+"""Weights on disk: one Orbax checkpoint that holds the arrays and the configuration they belong to."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxser.errors import CallError, WorkError
+
+FORMAT = "jaxser-1"
+
+
+def tree_digest(tree: Mapping[str, Any]) -> str:
+    """The sha256 of the names, types, shapes and values of a tree of arrays, whatever file they come from."""
+    found = hashlib.sha256()
+    for name, value in named_leaves(tree):
+        array = np.ascontiguousarray(value)
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.data)
+    return found.hexdigest()
+
+
+def named_leaves(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every leaf with its path, such as `encoder_0/kernel`, in order of the paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
+
+
+def save(path: str | Path, kind: str, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write a new checkpoint of this kind, whole or not at all. Paths may be remote (gs://).
+
+    `about` is plain data, kept beside the arrays. Raises CallError where something is at `path` already.
+    """
+    folder = demand_new(path)
+    note = {"format": FORMAT, "kind": kind, "digest": tree_digest(params), **about}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        arrays = ocp.args.StandardSave(jax.tree.map(np.asarray, dict(params)))
+        writer.save(folder, args=ocp.args.Composite(about=ocp.args.JsonSave(note), params=arrays))
+
+
+def demand_new(path: str | Path) -> epath.Path:
+    """The absolute path, or a CallError where something is there: nothing is ever written over."""
+    folder = _absolute(path)
+    if folder.exists():
+        raise CallError(f"{path} exists already: give another place, or delete it first")
+    return folder
+
+
+def about(path: str | Path, kind: str) -> dict[str, Any]:
+    """What a checkpoint says of itself, without reading its arrays; `digest` is that of the arrays.
+
+    Raises CallError where there is none at `path`, or one of another kind.
+    """
+    folder = _absolute(path)
+    if not folder.exists():
+        raise CallError(f"{path}: no such folder")
+    try:
+        note = json.loads((folder / "about" / "metadata").read_text())
+        found, digest = note["kind"], note["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CallError(f"{path} is no checkpoint of jaxser, or not a whole one") from None
+    if note.get("format") != FORMAT or not isinstance(digest, str):
+        raise CallError(f"{path} is a checkpoint of another version of jaxser ({note.get('format')}; this one reads {FORMAT})")
+    if found != kind:
+        raise CallError(f"{path} holds {found}, not {kind}")
+    return note
+
+
+def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a checkpoint, as numpy, and what it says of itself.
+
+    Raises CallError as `about` does, and WorkError where the arrays are not those that were written.
+    """
+    note = about(path, kind)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            params = reader.restore(_absolute(path), args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
+        params = jax.tree.map(np.asarray, params)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    if tree_digest(params) != note["digest"]:
+        raise WorkError(f"{path} is damaged: its arrays are not those that were written (their sha256 differs)")
+    return params, note
+
+
+def _absolute(path: str | Path) -> epath.Path:
+    return epath.Path(path).expanduser() if "://" in str(path) else epath.Path(Path(path).expanduser().absolute())

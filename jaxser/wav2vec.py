@@ -1,0 +1,280 @@
+"""wav2vec (Schneider et al., 2019) as fairseq computes it: waveforms -> encoder features z and context features c.
+
+One departure from fairseq, on purpose: a batch comes with the lengths of its members, and group norm takes its statistics
+over each member's own valid frames. fairseq has no lengths; there, zeros that fill up a batch change every frame of the
+shorter members. Here a batch gives what each utterance alone gives, and what fairseq gives for it alone.
+
+Source: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec.py. The flags of `architecture.Config` have their names there.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxser import checkpoint, spectral
+from jaxser.architecture import ARCHITECTURES, Config, frames_of_layer
+from jaxser.errors import CallError
+
+KIND = "a wav2vec encoder"
+"""What its checkpoints say that they hold."""
+
+PREDICTIONS = "predictions"
+"""Where a checkpoint keeps the prediction head, which training needs and features do not."""
+
+Precision = Literal["float32", "bfloat16"]
+
+EPSILON = 1e-5
+"""torch's default for group norm; flax's is 1e-6. It matters for quiet audio."""
+
+SPECTRAL_KERNELS = range(5, spectral.LONGEST + 1)
+"""Context kernels of so many frames go through `spectral` on a CPU; shorter ones gain nothing by it."""
+
+
+NORM = {"scale": 1, "bias": 0}
+"""Where the norms' parameters start."""
+
+
+class Block(nn.Module):
+    """Convolution, group norm over valid frames, ReLU: one layer of either network.
+
+    Products are computed in `dtype`; the norm, as in fairseq, in float32 at least. Parameters start at zero: they are read
+    from a checkpoint or drawn by `random_params`.
+    """
+
+    channels: int
+    kernel: int
+    stride: int
+    dtype: Any
+    bias: bool
+    affine: bool
+    spectral: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t1 c"], frames: Int[Array, " b"]) -> Float[Array, "b t2 d"]:
+        """`frames` counts the valid frames of the output."""
+        shape = (spectral.PRODUCTS if self.spectral else self.kernel, x.shape[2], self.channels)
+        kernel = self.param("kernel", nn.initializers.zeros, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        x = spectral.convolve(x, kernel, self.kernel) if self.spectral else convolve(x, kernel, self.stride)
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        if self.bias:
+            x += self.param("kernel_bias", nn.initializers.zeros, (self.channels,))
+        scale = self.param("scale", nn.initializers.ones, (self.channels,)) if self.affine else 1
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,)) if self.affine else 0
+        return nn.relu(group_norm(x, frames, scale, bias))
+
+
+def convolve(x: Float[Array, "b t1 c"], kernel: Float[Array, "k c d"], stride: int) -> Float[Array, "b t2 d"]:
+    """Correlate over time, nothing padded."""
+    if x.dtype == jnp.float64:
+        # XLA convolves float64 on a CPU several hundred times slower than float32; its matrix products are not so.
+        frames = frames_of_layer(x.shape[1], len(kernel), stride)
+        taps = (x[:, i : i + (frames - 1) * stride + 1 : stride] for i in range(len(kernel)))
+        return sum(jnp.matmul(tap, matrix) for tap, matrix in zip(taps, kernel, strict=True))
+    return lax.conv_general_dilated(
+        x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), precision=lax.Precision.HIGHEST
+    )
+
+
+def group_norm(x: Float[Array, "b t d"], frames: Int[Array, " b"], scale: Any, bias: Any) -> Float[Array, "b t d"]:
+    """Group norm with one group: statistics over all channels and the first `frames` frames of each member."""
+    mask = valid(frames, x.shape[1])[:, :, None]
+    count = jnp.maximum(frames * x.shape[2], 1).astype(x.dtype)[:, None, None]
+    # Two passes: a mean of squares less a squared mean loses all digits where the mean is large.
+    mean = jnp.where(mask, x, 0).sum((1, 2), keepdims=True) / count
+    variance = jnp.where(mask, jnp.square(x - mean), 0).sum((1, 2), keepdims=True) / count
+    return (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
+
+
+def valid(frames: Int[Array, " b"], width: int) -> Bool[Array, "b t"]:
+    """True for the first `frames[i]` of `width` frames in row i."""
+    return jnp.arange(width) < frames[:, None]
+
+
+class Wav2Vec(nn.Module):
+    """Encoder and context network. Every layer's output is sown as the intermediate `layers`, encoder first.
+
+    With `spectral`, the context kernels named by SPECTRAL_KERNELS are expected as `spectral_params` makes them.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+    spectral: bool = False
+
+    @nn.compact
+    def __call__(
+        self, waveforms: Float[Array, "b s"], lengths: Int[Array, " b"]
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t e"], Int[Array, " b"]]:
+        """z, c and the number of valid frames. What lies beyond a length is not looked at; frames beyond theirs are zero."""
+        config = self.config
+        x = jnp.where(valid(lengths, waveforms.shape[1]), waveforms, 0)[:, :, None]
+        frames = lengths
+        for i, (channels, kernel, stride) in enumerate(config.conv_feature_layers):
+            before, residual = frames, x
+            frames = frames_of_layer(frames, kernel, stride)
+            affine = not config.non_affine_group_norm
+            x = Block(channels, kernel, stride, self.dtype, False, affine, name=f"encoder_{i}")(x, frames)
+            if config.skip_connections_feat and residual.shape[2] == channels:
+                x = (x + _strided(residual, before, frames, x.shape[1])) * config.residual_scale**0.5
+            self.sow("intermediates", "layers", x)
+        if config.log_compression:
+            x = jnp.log(jnp.abs(x) + 1)
+        z = x
+        for i, (channels, kernel, _) in enumerate(config.conv_aggregator_layers):
+            residual = x
+            first = jnp.zeros_like(x[:, :1]) if config.agg_zero_pad else x[:, :1]
+            x = jnp.concatenate([jnp.repeat(first, kernel - 1, axis=1), x], axis=1)
+            bias, fast = not config.no_conv_bias, self.spectral and kernel in SPECTRAL_KERNELS
+            x = Block(channels, kernel, 1, self.dtype, bias, affine, fast, name=f"context_{i}")(x, frames)
+            if config.skip_connections_agg:
+                if residual.shape[2] != channels:
+                    projection = self.param(f"projection_{i}", nn.initializers.zeros, (residual.shape[2], channels))
+                    residual = jnp.matmul(
+                        residual.astype(self.dtype), projection.astype(self.dtype), precision=lax.Precision.HIGHEST
+                    )
+                x = (x + residual) * config.residual_scale**0.5
+            self.sow("intermediates", "layers", x)
+        mask = valid(frames, x.shape[1])[:, :, None]
+        return jnp.where(mask, z, 0), jnp.where(mask, x, 0), frames
+
+
+def _strided(x: Array, before: Array, after: Array, width: int) -> Array:
+    # fairseq takes every (t_in // t_out)-th frame of the layer's input, by the lengths at hand and not by the layer's stride:
+    # near the end of a short utterance that is more than the stride. Each member has its own lengths here.
+    step = before // jnp.maximum(after, 1)
+    place = jnp.minimum(jnp.arange(width) * step[:, None], x.shape[1] - 1)
+    return jnp.take_along_axis(x, place[:, :, None], axis=1)
+
+
+def spectral_params(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that Wav2Vec(config, spectral=True) takes."""
+    params = dict(params)
+    for i, (_, kernel, _) in enumerate(config.conv_aggregator_layers):
+        if kernel in SPECTRAL_KERNELS:
+            layer = params[f"context_{i}"]
+            params[f"context_{i}"] = {**layer, "kernel": spectral.transform_kernel(np.asarray(layer["kernel"]))}
+    return params
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A wav2vec with its weights, ready to be called."""
+
+    config: Config
+    params: Mapping[str, Any]
+    digest: str
+    """sha256 of the weights as they were converted or drawn, before any transformation for speed."""
+    precision: Precision
+    model: Wav2Vec
+    mesh: Mesh
+    """All local devices; a batch is shared out among them."""
+
+    def __call__(
+        self, waveforms: Float[Any, "b s"], lengths: Int[Any, " b"]
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t e"], Int[Array, " b"]]:
+        """Features z and c, float32, and the number of valid frames of each waveform; the frames beyond those are zero.
+
+        Waveforms are mono at 16 kHz in [-1, 1], not normalised; `lengths` counts their valid samples. A length below
+        the receptive field gives no frames. Compiled once for every shape.
+        """
+        waveforms, lengths = np.asarray(waveforms, np.float32), np.asarray(lengths, np.int32)
+        b, s = waveforms.shape
+        if lengths.min(initial=0) < 0 or lengths.max(initial=0) > s:
+            raise CallError(f"lengths from {lengths.min()} to {lengths.max()} for waveforms of {s} samples")
+        devices = self.mesh.size
+        rows, samples = -(-b // devices) * devices, max(s, self.config.receptive_field[0])
+        waveforms = np.pad(waveforms, ((0, rows - b), (0, samples - s)))
+        z, c, frames = _apply(self.model, self.mesh, self.params, waveforms, np.pad(lengths, (0, rows - b)))
+        return z[:b], c[:b], frames[:b]
+
+
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def _apply(model: Wav2Vec, mesh: Mesh, params: Any, waveforms: Array, lengths: Array) -> tuple[Array, Array, Array]:
+    def on_each(params: Any, waveforms: Array, lengths: Array) -> tuple[Array, Array, Array]:
+        z, c, frames = model.apply({"params": params}, waveforms, lengths)
+        return z.astype(jnp.float32), c.astype(jnp.float32), frames
+
+    alone, shared = PartitionSpec(), PartitionSpec("batch")
+    return jax.shard_map(on_each, mesh=mesh, in_specs=(alone, shared, shared), out_specs=shared)(params, waveforms, lengths)
+
+
+def make_encoder(config: Config, params: Mapping[str, Any], digest: str, precision: Precision = "float32") -> Encoder:
+    """An encoder on all local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
+    on_cpu = jax.default_backend() == "cpu"
+    if precision == "bfloat16" and on_cpu:
+        raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
+    model = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu)
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    if on_cpu:
+        params = spectral_params(config, params)
+    params = jax.device_put(dict(params), NamedSharding(mesh, PartitionSpec()))
+    return Encoder(config, params, digest, precision, model, mesh)
+
+
+def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
+    """An encoder from what `python -m convert.wav2vec` wrote, or from `random:SEED` or `random-nano:SEED`.
+
+    Raises CallError where there is no such checkpoint and WorkError where it is damaged.
+    """
+    if drawn := _drawn(weights):
+        params = random_params(*drawn)
+        return make_encoder(drawn[0], params, checkpoint.tree_digest(params), precision)
+    params, note = checkpoint.load(weights, KIND)
+    params.pop(PREDICTIONS, None)
+    return make_encoder(Config.from_json(note["config"]), params, note["encoder_digest"], precision)
+
+
+def identify(weights: str | Path) -> tuple[Config, str, bool]:
+    """The architecture of an encoder, the digest of its weights and whether they are random, without making it."""
+    if drawn := _drawn(weights):
+        return drawn[0], checkpoint.tree_digest(random_params(*drawn)), True
+    note = checkpoint.about(weights, KIND)
+    return Config.from_json(note["config"]), note["encoder_digest"], False
+
+
+def parameter_shapes(config: Config) -> dict[str, Any]:
+    """The tree of parameters as jax.ShapeDtypeStruct, with nothing computed."""
+    waveforms = jnp.zeros((1, config.receptive_field[0]))
+    return jax.eval_shape(Wav2Vec(config).init, jax.random.key(0), waveforms, jnp.array([1]))["params"]
+
+
+def random_params(config: Config, seed: int) -> dict[str, Any]:
+    """Weights as they are before any training: an untrained network, for comparison.
+
+    Distributed as fairseq's (torch's Conv1d): kernels and their biases uniform within fan_in ** -0.5, norms 1 and 0.
+    """
+    generator = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
+        return generator.uniform(-(fan_in**-0.5), fan_in**-0.5, shape).astype(np.float32)
+
+    params = {}
+    for name, leaf in sorted(parameter_shapes(config).items()):
+        if not isinstance(leaf, Mapping):
+            params[name] = draw(leaf.shape, leaf.shape[0])
+            continue
+        fan_in = leaf["kernel"].shape[0] * leaf["kernel"].shape[1]
+        params[name] = {key: draw(leaf[key].shape, fan_in) for key in ("kernel", "kernel_bias") if key in leaf}
+        params[name] |= {key: np.full(leaf[key].shape, value, np.float32) for key, value in NORM.items() if key in leaf}
+    return params
+
+
+def _drawn(weights: str | Path) -> tuple[Config, int] | None:
+    found = re.fullmatch(r"random(?:-(\w+))?:(\d+)", str(weights))
+    if not found:
+        return None
+    name = found[1] or "large"
+    if name not in ARCHITECTURES:
+        raise CallError(f"--weights {weights}: random weights are made for {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name], int(found[2])

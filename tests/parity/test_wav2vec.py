@@ -1,0 +1,215 @@
+"""Ours against fairseq's own code, unmodified: the same weights, saved by torch and read by the real converter."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity.conftest import save_as_of_2019
+
+from convert.wav2vec import Call, main
+from jaxser import checkpoint, wav2vec
+from jaxser.architecture import Config
+
+SHAPES = {
+    "large": {},
+    "base": {
+        "conv_feature_layers": "[(512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 4, 2)]",
+        "conv_aggregator_layers": "[(512, 3, 1)] * 9",
+        "skip_connections_agg": False,
+    },
+}
+
+# Narrow, with widths that change and repeat, so that every path of the flags is taken: residuals with and without projection.
+NARROW = {
+    "conv_feature_layers": "[(24, 10, 5), (32, 8, 4), (32, 4, 2), (32, 4, 2), (32, 4, 2), (32, 1, 1)]",
+    "conv_aggregator_layers": "[(32, 2, 1), (48, 3, 1), (48, 5, 1), (32, 9, 1), (32, 13, 1)]",
+}
+
+FLAGS = {
+    "default": {},
+    "agg_zero_pad": {"agg_zero_pad": True},
+    "no_conv_bias": {"no_conv_bias": True},
+    "non_affine_group_norm": {"non_affine_group_norm": True},
+    "skip_connections_feat": {"skip_connections_feat": True},
+    "no skip_connections_agg": {"skip_connections_agg": False},
+    "residual_scale": {"residual_scale": 0.3, "skip_connections_feat": True},
+    "no log_compression": {"log_compression": False},
+    "all": {
+        "agg_zero_pad": True,
+        "no_conv_bias": True,
+        "non_affine_group_norm": True,
+        "skip_connections_feat": True,
+        "log_compression": False,
+        "residual_scale": 0.7,
+    },
+}
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+
+
+SIGNALS = {f"{n} samples": noise(n) for n in (465, 624, 625, 1_600, 12_345, 80_000)} | {
+    "silence": np.zeros(16_000, np.float32),
+    "a constant": np.full(16_000, 0.25, np.float32),
+    "quiet": 0.01 * noise(16_000),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """fairseq's model and what the converter made of it."""
+
+    original: Any
+    encoder: wav2vec.Encoder
+    params: dict[str, Any]
+    prepared: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.encoder.config
+
+    def in_precision(self, dtype: Any) -> tuple[Any, Any]:
+        """The parameters for direct and for spectral convolution. Call it for float64 where that is enabled."""
+        if dtype not in self.prepared:
+            params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), self.params)
+            both = params, wav2vec.spectral_params(self.config, params)
+            self.prepared[dtype] = jax.tree.map(jnp.asarray, both)
+        return self.prepared[dtype]
+
+
+@pytest.fixture(scope="session")
+def pair(twins, tmp_path_factory):
+    made: dict[str, Pair] = {}
+
+    def make(name: str, options: dict[str, Any]) -> Pair:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("pair")
+            model, args = twins.fairseq_model(seed=1, **options)
+            path = save_as_of_2019(folder / "checkpoint.pt", model, args)
+            main(Call(path, str(folder / "converted")))
+            params, _ = checkpoint.load(folder / "converted", wav2vec.KIND)
+            params.pop(wav2vec.PREDICTIONS)
+            made[name] = Pair(model, wav2vec.load(folder / "converted"), params)
+        return made[name]
+
+    return make
+
+
+def layers_of_fairseq(model, signal: np.ndarray) -> list[np.ndarray]:
+    """Every layer's output, f[t, d], encoder first; in place of the last of the encoder z, and of the context c."""
+    import torch
+
+    found: list[np.ndarray] = []
+    blocks = [*model.feature_extractor.conv_layers, *model.feature_aggregator.conv_layers]
+    # A block's input is the output of the layer before it, with its skip connection.
+    hooks = [block.register_forward_pre_hook(lambda _, x: found.append(x[0][0].T.numpy())) for block in blocks]
+    with torch.inference_mode():
+        dtype = next(model.parameters()).dtype
+        c = model.feature_aggregator(model.feature_extractor(torch.from_numpy(signal)[None].to(dtype)))
+    for hook in hooks:
+        hook.remove()
+    return [*found[1:], c[0].T.numpy()]
+
+
+def layers_of_ours(model: wav2vec.Wav2Vec, params: dict[str, Any], signal: np.ndarray) -> list[np.ndarray]:
+    apply = jax.jit(lambda params, *batch: model.apply({"params": params}, *batch, mutable="intermediates"))
+    (z, c, _), sown = apply(params, signal[None], np.array([len(signal)]))
+    found = list(sown["intermediates"]["layers"])
+    last = len(model.config.conv_feature_layers) - 1
+    return [np.asarray(x[0]) for x in [*found[:last], z, *found[last + 1 : -1], c]]
+
+
+def worst(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    assert [x.shape for x in ours] == [x.shape for x in theirs]
+    return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def compare_in_float32(pair: Pair, signal: np.ndarray) -> None:
+    theirs = layers_of_fairseq(pair.original.float(), signal)
+    params, transformed = pair.in_precision(jnp.float32)
+    direct = layers_of_ours(wav2vec.Wav2Vec(pair.config), params, signal)
+    fast = layers_of_ours(wav2vec.Wav2Vec(pair.config, spectral=True), transformed, signal)
+    z, c, frames = pair.encoder(signal[None], np.array([len(signal)]))
+    last = len(pair.config.conv_feature_layers) - 1
+    called = [np.asarray(z[0]), np.asarray(c[0])]
+    errors = {
+        "direct": worst(direct, theirs),
+        "spectral": worst(fast, theirs),
+        "encoder": worst(called, [theirs[last], theirs[-1]]),
+    }
+    print("float32:", ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+    assert int(frames[0]) == len(theirs[-1])
+    assert max(errors.values()) < 5e-5, errors
+
+
+def compare_in_float64(pair: Pair, twins, signal: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The one change to fairseq's code: its Fp32GroupNorm casts to float32 whatever comes in. Here it does not.
+    from torch.nn import functional
+
+    def without_casts(self, x):
+        return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    monkeypatch.setattr(twins.fairseq_wav2vec().Fp32GroupNorm, "forward", without_casts)
+    theirs = layers_of_fairseq(pair.original.double(), signal)
+    with jax.enable_x64(True):
+        params, transformed = pair.in_precision(jnp.float64)
+        doubled = signal.astype(np.float64)
+        direct = layers_of_ours(wav2vec.Wav2Vec(pair.config, jnp.float64), params, doubled)
+        fast = layers_of_ours(wav2vec.Wav2Vec(pair.config, jnp.float64, spectral=True), transformed, doubled)
+    errors = {"direct": worst(direct, theirs), "spectral": worst(fast, theirs)}
+    print("float64:", ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+    assert direct[-1].dtype == np.float64
+    assert max(errors.values()) < 1e-9, errors
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_layer_in_float32(pair, shape: str, signal: str):
+    compare_in_float32(pair(shape, SHAPES[shape]), SIGNALS[signal])
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_layer_in_float64(pair, twins, shape: str, signal: str, monkeypatch: pytest.MonkeyPatch):
+    compare_in_float64(pair(shape, SHAPES[shape]), twins, SIGNALS[signal], monkeypatch)
+
+
+@pytest.mark.parametrize("signal", ["465 samples", "12345 samples"])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag(pair, twins, flag: str, signal: str, monkeypatch: pytest.MonkeyPatch):
+    made = pair(flag, NARROW | FLAGS[flag])
+    compare_in_float32(made, SIGNALS[signal])
+    compare_in_float64(made, twins, SIGNALS[signal], monkeypatch)
+
+
+def test_a_ragged_batch_is_its_members_alone(pair, twins):
+    import torch
+
+    made = pair("large", {})
+    lengths = np.array([80_000, 60_000, 40_000, 12_345, 8_000, 465])
+    batch = np.zeros((len(lengths), 80_000), np.float32)
+    for i, n in enumerate(lengths):
+        batch[i, :n] = noise(n, seed=i)
+    z, c, frames = made.encoder(batch, lengths)
+    with torch.inference_mode():
+        model = made.original.float()
+        padded = model.feature_extractor(torch.from_numpy(batch))
+        twin_z, twin_c = twins.MaskedTwin(model)(torch.from_numpy(batch), torch.from_numpy(lengths))
+        for i, n in enumerate(lengths):
+            alone_z, alone_c, count = made.encoder(batch[i : i + 1, :n], lengths[i : i + 1])
+            t = int(count[0])
+            assert t == int(frames[i]) == made.config.frames(int(n))
+            ours = max(float(np.abs(z[i, :t] - alone_z[0]).max()), float(np.abs(c[i, :t] - alone_c[0]).max()))
+            fairseq_alone = model.feature_extractor(torch.from_numpy(batch[i : i + 1, :n]))[0].T
+            theirs = float((padded[i].T[:t] - fairseq_alone).abs().max())
+            share = theirs / float(fairseq_alone.abs().mean())
+            twin = float(np.abs(np.asarray(twin_z[i].T[:t]) - alone_z[0]).max())
+            print(f"{n} of 80,000 samples: ours {ours:.1e}, masked twin {twin:.1e}, fairseq padded {theirs:.2g} ({share:.0%})")
+            assert ours < 1e-5
+            assert twin < 5e-5
+            assert np.abs(np.asarray(twin_c[i].T[:t]) - alone_c[0]).max() < 5e-5
+            assert not np.asarray(c[i, t:]).any()
