@@ -46,6 +46,15 @@ def load(path: Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") 
     return signal
 
 
+def samples_promised(path: Path) -> int:
+    """How many samples at SAMPLE_RATE a file's header promises, 0 where it cannot be read: for planning, never for belief."""
+    try:
+        header = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        return 0
+    return round(header.frames * SAMPLE_RATE / header.samplerate)
+
+
 def resample(signal: Float32[np.ndarray, " s"], rate: int) -> Float32[np.ndarray, " s2"]:
     """Bring a mono signal from `rate` Hz to SAMPLE_RATE; at SAMPLE_RATE the samples come back untouched."""
     if rate == SAMPLE_RATE:

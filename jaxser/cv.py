@@ -7,39 +7,28 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
-import tyro
-from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from jaxser import audio, corpora, folds, leaks, lld, metrics, protocol, report, results, synthetic, train
+from jaxser import corpora, extract, folds, leaks, metrics, protocol, report, results, train
 from jaxser.command import run_command
 from jaxser.digests import write_json
-from jaxser.errors import CallError, WorkError
-from jaxser.extract import extract, lld_settings
+from jaxser.errors import CallError
 from jaxser.heads import DROPOUT, HEADS
-from jaxser.store import load_frames
+from jaxser.store import Store, load_frames
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(extract.Config):
     """Cross-validate a head on a corpus, speaker-independently, and write the score with its 95 % interval.
 
     With no arguments: a synthetic corpus, made on the spot, so that everything can be seen to work.
     """
 
-    corpus: Literal["synthetic", "iemocap", "ravdess", "emodb", "csv"] = "synthetic"
-    root: Path | None = None
-    """The corpus folder, or the CSV file. Not for synthetic."""
-    classes: str | None = None
-    """`paper` (neutral, happy, sad, angry; the corpus's labels merged as in the paper), `all`, or names separated by commas.
-    Default: paper, but all for a CSV."""
-    features: Literal["lld"] = "lld"
-    """`lld`: pyAudioAnalysis' 34 low-level descriptors."""
     head: Literal["mean", "meanmax", "attention", "mlp"] = "mlp"
     train_size: int = 0
     """Examples to train on in every fold, balanced over the classes; 0: all there are."""
@@ -58,22 +47,8 @@ class Config:
     batch_size: int = train.BATCH_SIZE
     learning_rate: float = train.LEARNING_RATE
     dropout: float = DROPOUT
-    crop: audio.Crop = "first"
-    """Which part of a longer utterance is kept."""
-    max_seconds: float = audio.MAX_SECONDS
-    """At most this much of an utterance; 0: all of it."""
-    lld_window: float = lld.WINDOW_MS
-    """Window of the descriptors in ms."""
-    lld_hop: float = lld.HOP_MS
-    """Hop of the descriptors in ms."""
-    strict: bool = False
-    """End at the first file that cannot be used, in place of leaving it out and counting it."""
     parallel: int = 0
     """Runs at once on each device; 0: one on a CPU, as many as memory holds on an accelerator."""
-    jobs: int = 0
-    """Processes that compute descriptors; 0: one a core."""
-    cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
-    """Where features are stored between runs."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
 
@@ -88,16 +63,8 @@ def main(config: Config) -> None:
     config = resolve(config)
     out = config.out or Path("runs") / config_hash(config)
     finished = results.finished_summary(out, settings(config))
-    root = config.root or synthetic.make(config.cache)
-    corpus = corpora.read(config.corpus, root, config.classes)
-    store, contents, unusable = extract(corpus, features_of(config), config.cache, config.jobs, config.strict)
-    corpus = dataclasses.replace(
-        corpus,
-        utterances=tuple(u for u in corpus.utterances if u.id in contents),
-        left_out=corpus.left_out + unusable,
-    )
-    if config.strict and corpus.left_out:
-        raise WorkError(f"{corpus.left_out[0][0]}: {corpus.left_out[0][1]} (--strict)")
+    corpus, extractor = extract.open_corpus(config), extract.extractor_of(config)
+    corpus, store, contents = extract.extract(corpus, extractor, config.cache, config.jobs, config.strict)
     dealt = folds.assign(corpus, config.folds, config.random_folds)
     leaks.demand_disjoint_speakers(corpus.utterances, dealt)
     folds.check_classes(corpus.utterances, corpus.classes, dealt, config.validate)
@@ -108,7 +75,7 @@ def main(config: Config) -> None:
         print(line, file=sys.stderr)
 
     digest = protocol.corpus_digest(corpus, contents)
-    signature = protocol.signature(config, corpus, digest, dealt, store.folder.name, length_of(config))
+    signature = protocol.signature(config, corpus, digest, dealt, features_name(store, extractor), length_of(config))
     if finished:
         if finished["signature"] != signature:
             raise CallError(
@@ -141,11 +108,11 @@ def main(config: Config) -> None:
             config.parallel,
             progress=progress,
         )
-    results.write_results(out, corpus, runs, trained, labels)
-    card = protocol.card(corpus, dealt, runs, found, jax.local_devices(), features_of(config))
+    results.write_results(out, corpus, runs, trained, labels, extractor.random)
+    card = protocol.card(corpus, dealt, runs, found, jax.local_devices(), extractor)
     write_json(out / "protocol.json", card | {"signature": signature, "command": repeat_command(config)})
     summary = summarise(config, corpus, dealt, runs, trained, labels)
-    summary |= {"signature": signature, "seconds": round(time.monotonic() - began, 2)}
+    summary |= {"random_weights": extractor.random, "signature": signature, "seconds": round(time.monotonic() - began, 2)}
     report.draw(out, summary)
     write_json(out / "summary.json", summary)  # last: a folder with a summary is a finished one
     print(report.table(out))
@@ -153,25 +120,11 @@ def main(config: Config) -> None:
 
 def resolve(config: Config) -> Config:
     """The same configuration with its defaults filled in, or a CallError for what contradicts itself."""
-    if (config.root is None) != (config.corpus == "synthetic"):
-        what = "takes no --root: it is made on the spot" if config.root else "needs --root, the folder (or CSV) it lies in"
-        raise CallError(f"--corpus {config.corpus} {what}")
+    extract.check(config)
     if config.updates is not None and config.epochs is not None:
         raise CallError("--updates and --epochs are two ways to say one thing: give one of them")
-    least = {
-        "train_size": 0,
-        "seeds": 1,
-        "updates": 1,
-        "epochs": 1,
-        "batch_size": 1,
-        "parallel": 0,
-        "jobs": 0,
-        "max_seconds": 0,
-    }
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and not smallest <= value < np.inf:
-            raise CallError(f"--{name.replace('_', '-')} {value}: at least {smallest}")
+    least = {"train_size": 0, "seeds": 1, "updates": 1, "epochs": 1, "batch_size": 1, "parallel": 0}
+    extract.demand_at_least(config, least)
     if not 0 <= config.dropout < 1:
         raise CallError(f"--dropout {config.dropout:g}: at least 0 and below 1")
     if not 0 < config.learning_rate < np.inf:
@@ -194,9 +147,9 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def features_of(config: Config) -> dict[str, Any]:
-    """The extractor's settings, the key of its store."""
-    return lld_settings(config.lld_window, config.lld_hop, config.max_seconds, config.crop)
+def features_name(store: Store, extractor: extract.Extractor) -> str:
+    """The features in a signature: the name of their store, which is unique to their settings."""
+    return store.folder.name + "-RANDOM" * extractor.random
 
 
 def length_of(config: Config) -> str:

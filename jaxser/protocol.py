@@ -11,6 +11,7 @@ import numpy as np
 from jaxser import __version__
 from jaxser.corpora import Corpus
 from jaxser.digests import text_digest
+from jaxser.extract import Extractor
 from jaxser.folds import Folds
 from jaxser.train import Run
 
@@ -59,7 +60,7 @@ def card(
     runs: Sequence[Run],
     leaks: Sequence[str],
     devices: Sequence[Any],
-    settings: Mapping[str, Any],
+    extractor: Extractor,
 ) -> dict[str, Any]:
     """The protocol as plain data, for people and programs: what was scored, on whom, how it was split and with what."""
     labels = np.array([u.label for u in corpus.utterances])
@@ -88,7 +89,8 @@ def card(
         "speaker_independent": folds.speaker_independent,
         "folds": training,
         "leaks": list(leaks),
-        "settings": dict(settings),
+        "features": extractor.name,
+        "settings": dict(extractor.settings),
         "versions": {"jaxser": __version__, "python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
     }

@@ -16,6 +16,9 @@ from jaxser.results import read_csv
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+RUN_COLUMNS = ("fold", "seed", "train_size", "weights")
+"""What names a run in scores.csv; all its other columns are scores."""
+
 
 def table(out: Path) -> str:
     """The result of a finished run folder as text: folds, then the score with its interval, then what fixed it."""
@@ -89,6 +92,8 @@ def marks_against(summary: dict[str, Any]) -> list[str]:
     marks = []
     if summary["validate"]:
         marks.append("VALIDATION: speakers inside the training folds; for choosing settings, not a result")
+    if summary["random_weights"]:
+        marks.append("RANDOM WEIGHTS: features of a network that was never trained; a baseline, not a result of wav2vec")
     if summary["interval_unit"] == "utterance":
         marks.append("NOT SPEAKER-INDEPENDENT: the corpus names no speakers; an interval over utterances is too narrow")
     return marks
@@ -120,7 +125,8 @@ def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any])
     axes.set_xlabel("recognised as")
     axes.set_ylabel("labelled as")
     seeds = f", {summary['seeds']} seeds together" if summary["seeds"] > 1 else ""
-    axes.set_title(f"{_corpus_name(card)}: UA {100 * summary['ua_mean']:.1f} %{seeds}", fontsize=10)
+    title = f"{_corpus_name(card)}: UA {100 * summary['ua_mean']:.1f} %{seeds}"
+    axes.set_title(title + "\nRANDOM WEIGHTS" * summary["random_weights"], fontsize=10)
     axes.spines[:].set_visible(False)
     memory = BytesIO()
     figure.savefig(memory, format="png", dpi=160, metadata={"Software": None})
@@ -214,7 +220,7 @@ def _by_fold(out: Path) -> dict[int, np.ndarray]:
     # UA, WA and recalls of each fold, averaged over seeds.
     scores = defaultdict(list)
     for row in read_csv(out / "scores.csv"):
-        scores[int(row["fold"])].append([float(v) for k, v in row.items() if k not in ("fold", "seed", "train_size")])
+        scores[int(row["fold"])].append([float(v) for k, v in row.items() if k not in RUN_COLUMNS])
     return {fold: np.mean(values, axis=0) for fold, values in scores.items()}
 
 
@@ -222,7 +228,7 @@ def _title(summary: dict[str, Any], card: dict[str, Any]) -> str:
     people = f"{summary['speakers']} speakers" if summary["speakers"] else "speakers unknown"
     runs = f"{summary['folds']} folds, {summary['seeds']} seed{'s' * (summary['seeds'] > 1)}"
     head = summary["signature"].partition("|head:")[2].partition("|")[0]
-    what = f"{_corpus_name(card)} · {card['settings']['extractor']} · {head}"
+    what = f"{_corpus_name(card)} · {card['features']} · {head}"
     return f"{what} · {summary['utterances']} utterances, {people}, {runs}"
 
 

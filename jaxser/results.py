@@ -56,8 +56,12 @@ def write_results(
     runs: list[Run],
     trained: Trained,
     labels: np.ndarray,
+    random_weights: bool = False,
 ) -> None:
-    """scores.csv, predictions.csv, confusion.csv and losses.csv, each whole or not at all."""
+    """scores.csv, predictions.csv, confusion.csv and losses.csv, each whole or not at all.
+
+    With `random_weights` each has one more column, `weights`, that says RANDOM: no line of them can be taken for another.
+    """
     classes = corpus.classes
     scores, rows, losses, total = [], [], [], np.zeros((len(classes), len(classes)), np.int64)
     for run, logits, loss in zip(runs, trained.logits, trained.losses, strict=True):
@@ -76,11 +80,19 @@ def write_results(
             part = loss[first : first + CHUNK]
             losses.append([*key, first + len(part), f"{part.mean():.6f}"])
     start = ["fold", "seed", "train_size"]
-    write_csv(out / "scores.csv", [*start, "ua", "wa", *(f"recall_{c}" for c in classes)], scores)
-    header = ["id", "speaker", "group", *start, "label", "predicted", *(f"p_{c}" for c in classes)]
-    write_csv(out / "predictions.csv", header, rows)
-    write_csv(out / "confusion.csv", ["label", *classes], [[c, *n] for c, n in zip(classes, total.tolist(), strict=True)])
-    write_csv(out / "losses.csv", [*start, "updates", "loss"], losses)
+    tables = {
+        "scores.csv": ([*start, "ua", "wa", *(f"recall_{c}" for c in classes)], scores),
+        "predictions.csv": (
+            ["id", "speaker", "group", *start, "label", "predicted", *(f"p_{c}" for c in classes)],
+            rows,
+        ),
+        "confusion.csv": (["label", *classes], [[c, *n] for c, n in zip(classes, total.tolist(), strict=True)]),
+        "losses.csv": ([*start, "updates", "loss"], losses),
+    }
+    for name, (header, lines) in tables.items():
+        if random_weights:
+            header, lines = [*header, "weights"], [[*line, "RANDOM"] for line in lines]
+        write_csv(out / name, header, lines)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

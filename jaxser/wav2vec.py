@@ -210,16 +210,22 @@ def _apply(model: Wav2Vec, mesh: Mesh, params: Any, waveforms: Array, lengths: A
 
 
 def make_encoder(config: Config, params: Mapping[str, Any], digest: str, precision: Precision = "float32") -> Encoder:
-    """An encoder on all local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
+    """An encoder on all local devices. Raises CallError for bfloat16 on a CPU."""
     on_cpu = jax.default_backend() == "cpu"
-    if precision == "bfloat16" and on_cpu:
-        raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
+    if precision == "bfloat16":
+        demand_accelerator()
     model = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu)
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     if on_cpu:
         params = spectral_params(config, params)
     params = jax.device_put(dict(params), NamedSharding(mesh, PartitionSpec()))
     return Encoder(config, params, digest, precision, model, mesh)
+
+
+def demand_accelerator() -> None:
+    """Raise CallError on a CPU, where bfloat16 is slower than float32 and less exact."""
+    if jax.default_backend() == "cpu":
+        raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
 
 
 def load(weights: str | Path, precision: Precision = "float32") -> Encoder:

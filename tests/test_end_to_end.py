@@ -27,8 +27,8 @@ YARDSTICKS = {("ravdess", "mean"): 51.3, ("ravdess", "meanmax"): 58.1, ("emodb",
 @pytest.mark.parametrize(("name", "pooling"), list(YARDSTICKS))
 def test_logistic_regression_on_our_features_and_folds(name: str, pooling: str, cache: Path, request: pytest.FixtureRequest):
     corpus = corpora.read(name, request.getfixturevalue(name), "paper")
-    store, contents, left_out = extract.extract(corpus, extract.lld_settings(), cache)
-    assert not left_out
+    corpus, store, contents = extract.extract(corpus, extract.extractor_of(extract.Config()), cache)
+    assert not corpus.left_out
     frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
     x = HEADS[pooling].summarise(frames).x.reshape(len(corpus.utterances), -1)
     labels = np.array([u.label for u in corpus.utterances])

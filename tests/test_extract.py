@@ -11,15 +11,16 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from jaxser import audio, corpora, extract, lld
+from jaxser import audio, corpora, extract, extract_lld, lld
 from jaxser.errors import WorkError
 from jaxser.store import load_frames
 
 
 def run(table: Path, cache: Path, **changes):
-    corpus = corpora.read("csv", table, "all")
     strict = changes.pop("strict", False)
-    return corpus, *extract.extract(corpus, extract.lld_settings(**changes), cache, jobs=2, strict=strict)
+    config = extract.Config(corpus="csv", root=table, cache=cache, **changes)
+    corpus, store, contents = extract.extract(corpora.read("csv", table, "all"), extract.extractor_of(config), cache, 2, strict)
+    return corpus, store, contents, corpus.left_out
 
 
 def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path):
@@ -54,7 +55,7 @@ def test_only_what_is_new_is_computed(table: Path, tmp_path: Path, monkeypatch: 
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("change", [{"window_ms": 25.0}, {"hop_ms": 10.0}, {"crop": "centre"}, {"max_seconds": 0.3}])
+@pytest.mark.parametrize("change", [{"lld_window": 25.0}, {"lld_hop": 10.0}, {"crop": "centre"}, {"max_seconds": 0.3}])
 def test_settings_never_share_a_store(table: Path, tmp_path: Path, change: dict):
     _, store, *_ = run(table, tmp_path / "cache")
     _, other, *_ = run(table, tmp_path / "cache", **change)
@@ -118,8 +119,8 @@ def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_pat
 
 def test_a_worker_that_dies_ends_the_work_and_not_the_waiting():
     # As when the system kills it for its memory in the midst of a file.
-    with extract._workers(1) as pool, pytest.raises(WorkError, match="a worker process died"):
-        list(extract._watched(pool.imap(os._exit, [1])))
+    with extract_lld._workers(1) as pool, pytest.raises(WorkError, match="a worker process died"):
+        list(extract_lld._watched(pool.imap(os._exit, [1])))
 
 
 def test_nothing_usable(tmp_path: Path):

@@ -6,13 +6,13 @@ from pathlib import Path
 import jaxser
 
 FLOORS = [
-    ["errors", "audio", "digests", "corpora", "synthetic", "store", "folds", "leaks", "metrics"],
-    ["lld", "heads"],
-    ["extract", "train"],
+    ["errors", "command", "audio", "digests", "corpora", "synthetic", "store", "folds", "leaks", "metrics", "architecture"],
+    ["lld", "checkpoint", "spectral", "wav2vec", "heads"],
+    ["extract_lld", "extract_wav2vec", "extract", "train"],
     ["protocol", "results", "report"],
-    ["command", "cv"],
+    ["cv"],
 ]
-NO_JAX = {*FLOORS[0], "lld", "extract"}  # what the processes that compute descriptors load
+NO_JAX = {*FLOORS[0], "lld", "extract_lld"}  # what the processes that compute descriptors load
 PACKAGE = Path(jaxser.__file__).parent
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.conftest import save_as_of_2019
+from conftest import save_as_of_2019
 
 from convert.wav2vec import Call, main
 from jaxser import checkpoint, wav2vec

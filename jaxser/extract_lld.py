@@ -1,0 +1,102 @@
+"""Descriptors of many files at once, in worker processes: one core does some 70 s of audio a second."""
+
+import hashlib
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from multiprocessing.pool import IMapIterator, Pool
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jaxser import audio, lld
+from jaxser.errors import WorkError
+from jaxser.store import Entry
+
+PART = 128
+"""Utterances a part: what a kill can lose, some seconds of work."""
+
+
+def settings(
+    window_ms: float = lld.WINDOW_MS,
+    hop_ms: float = lld.HOP_MS,
+    max_seconds: float = audio.MAX_SECONDS,
+    crop: audio.Crop = "first",
+) -> dict[str, Any]:
+    """Everything that fixes the descriptors of a file besides its bytes: the key of their store."""
+    lld.check_window(window_ms, hop_ms)
+    return {
+        "extractor": "lld",
+        "library": lld.VERSION,
+        "width": lld.WIDTH,
+        "sample_rate": audio.SAMPLE_RATE,
+        "window_ms": float(window_ms),
+        "hop_ms": float(hop_ms),
+        "max_seconds": float(max_seconds),
+        "crop": crop,
+    }
+
+
+def parts(tasks: Sequence[tuple[str, Path]], settings: Mapping[str, Any], jobs: int) -> Iterator[list[Entry]]:
+    """The descriptors of (content, path) in their order, a part at a time. `jobs` is the number of processes."""
+    with (
+        _workers(min(jobs, len(tasks))) as pool,
+        tqdm(total=len(tasks), desc="lld", unit="file", disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
+        entries = _counted(_watched(pool.imap(partial(_lld_of, settings=settings), tasks)), bar)
+        while part := list(islice(entries, PART)):
+            yield part
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[Pool]:
+    # Spawned, not forked: threads of jax do not survive a fork. Ctrl-C is for this process alone, which ends the others: they
+    # inherit that it is blocked, and one that comes meanwhile is delivered to us once the pool can be taken down in order.
+    blocked = {signal.SIGINT} if hasattr(signal, "pthread_sigmask") else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if blocked else set()
+    try:
+        with multiprocessing.get_context("spawn").Pool(count) as pool:
+            if blocked:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield pool
+    finally:
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _watched(entries: IMapIterator) -> Iterator[Entry]:
+    # A pool quietly replaces a worker that dies and never gives back its task: we would wait for ever.
+    workers = {child.pid for child in multiprocessing.active_children()}
+    while True:
+        try:
+            yield entries.next(timeout=1.0)
+        except multiprocessing.TimeoutError:
+            if {child.pid for child in multiprocessing.active_children()} != workers:
+                raise WorkError("a worker process died (killed, or out of memory); what is done is kept: run again") from None
+        except StopIteration:
+            return
+
+
+def _lld_of(task: tuple[str, Path], settings: Mapping[str, Any]) -> Entry:
+    content, path = task
+    try:
+        waveform = audio.load(path, settings["max_seconds"], settings["crop"])
+        frames = lld.lld(waveform, settings["window_ms"], settings["hop_ms"]).astype("float32")
+    except audio.AudioError as error:
+        return Entry(content, None, reason=str(error))
+    sound = hashlib.sha256(waveform.tobytes()).hexdigest()
+    return Entry(content, frames, sound, len(waveform) / audio.SAMPLE_RATE)
+
+
+def _counted(entries: Iterable[Entry], bar: tqdm) -> Iterator[Entry]:
+    seconds = 0.0
+    for entry in entries:
+        seconds += entry.seconds
+        bar.update()
+        bar.set_postfix_str(f"{seconds / max(bar.format_dict['elapsed'], 1e-9):.0f} s of audio a second", refresh=False)
+        yield entry

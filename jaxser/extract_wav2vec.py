@@ -1,0 +1,190 @@
+"""wav2vec features of many files: decoded ahead by threads, sorted by length into batches, computed on all devices.
+
+Files go longest first, in parts that depend on nothing but the files: the same work makes the same parts, also when it is
+cut short and goes on. Each batch is padded to one of a few lengths, so that little is compiled and little is padded.
+"""
+
+import hashlib
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import ceil, log2
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxser import audio, wav2vec
+from jaxser.architecture import Config
+from jaxser.store import Entry
+
+Layer = Literal["z", "c"]
+Task = tuple[str, Path]
+"""The content of a file, and where the file is."""
+
+LENGTHS_AN_OCTAVE = 4
+"""Padded lengths between one and its double. On average half a step, 9 %, is padding; each length is one compilation."""
+
+REFERENCE = round(audio.MAX_SECONDS * audio.SAMPLE_RATE)
+"""One of the padded lengths, in samples; the others follow from it. The default crop fills it exactly."""
+
+
+class Budget(NamedTuple):
+    """How much goes to one device at once, and how much is lost at the most when the work is cut short."""
+
+    batch_seconds: float
+    batches_a_part: int
+
+
+CPU = Budget(5.0, 64)
+"""A single long utterance keeps a few cores busy, and its activations are then nearest to fitting their caches."""
+
+ACCELERATOR = Budget(160.0, 16)
+"""The first layer's activations are 6.5 MB a second of audio in float32."""
+
+
+class Clip(NamedTuple):
+    """One decoded file, or why there is none."""
+
+    content: str
+    waveform: np.ndarray | None
+    sound: str = ""
+    reason: str = ""
+
+
+def settings(
+    config: Config,
+    digest: str,
+    random: bool,
+    layer: Layer = "c",
+    precision: wav2vec.Precision = "float32",
+    max_seconds: float = audio.MAX_SECONDS,
+    crop: audio.Crop = "first",
+) -> dict[str, Any]:
+    """Everything that fixes the features of a file besides its bytes: the key of their store."""
+    return {
+        "extractor": "wav2vec",
+        "layer": layer,
+        "width": config.width["zc".index(layer)],
+        "weights": "RANDOM" if random else "pretrained",
+        "weights_sha256": digest,
+        "precision": precision,
+        "sample_rate": audio.SAMPLE_RATE,
+        "max_seconds": float(max_seconds),
+        "crop": crop,
+    }
+
+
+def parts(
+    tasks: Sequence[Task], settings: Mapping[str, Any], jobs: int, load: Callable[[], wav2vec.Encoder]
+) -> Iterator[list[Entry]]:
+    """The features of the files, longest first, a part at a time. `jobs` is the number of threads that decode."""
+    encoder = load()
+    budget = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
+    try:
+        seconds = [
+            _cropped(samples, settings) / audio.SAMPLE_RATE
+            for samples in pool.map(audio.samples_promised, [p for _, p in tasks])
+        ]
+        plan = plan_parts(tasks, seconds, budget.batch_seconds * budget.batches_a_part * encoder.mesh.size)
+        ahead: deque[list[Future[Clip]]] = deque()
+        with tqdm(
+            total=round(sum(seconds), 1),
+            desc="wav2vec",
+            unit=" s of audio",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        ) as bar:
+            for part in [*plan, None]:
+                if part:
+                    ahead.append([pool.submit(_decode, task, settings) for task in part])
+                if len(ahead) > 1 or (part is None and ahead):
+                    clips = [clip.result() for clip in ahead.popleft()]
+                    yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), bar)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def plan_parts(tasks: Sequence[Task], seconds: Sequence[float], part_seconds: float) -> list[list[Task]]:
+    """Tasks longest first, cut wherever a part has its fill. Taking away the first parts leaves the others as they are."""
+    order = sorted(range(len(tasks)), key=lambda i: (-seconds[i], tasks[i]))
+    plan: list[list[Task]] = []
+    room = 0.0
+    for i in order:
+        if room <= 0:
+            plan.append([])
+            room = part_seconds
+        plan[-1].append(tasks[i])
+        room -= max(seconds[i], 0.1)  # a header that promises nothing still stands for a file
+    return plan
+
+
+def padded_length(samples: int, longest: int = 0) -> int:
+    """The length to which so many samples are padded: the next of a geometric series, at most `longest` where that is given."""
+    step = ceil(LENGTHS_AN_OCTAVE * log2(samples / REFERENCE) - 1e-9)
+    length = round(REFERENCE * 2 ** (step / LENGTHS_AN_OCTAVE))
+    return min(length, longest) if longest else length
+
+
+def _longest(settings: Mapping[str, Any]) -> int:
+    return round(settings["max_seconds"] * audio.SAMPLE_RATE)
+
+
+def _cropped(samples: int, settings: Mapping[str, Any]) -> int:
+    return min(samples, _longest(settings) or samples)
+
+
+def _decode(task: Task, settings: Mapping[str, Any]) -> Clip:
+    content, path = task
+    try:
+        waveform = audio.load(path, settings["max_seconds"], settings["crop"])
+    except audio.AudioError as error:
+        return Clip(content, None, reason=str(error))
+    return Clip(content, waveform, hashlib.sha256(waveform).hexdigest())
+
+
+def _encode(
+    clips: Sequence[Clip], encoder: wav2vec.Encoder, layer: Layer, budget: Budget, longest: int, bar: tqdm
+) -> list[Entry]:
+    """The entries of a part, in the order of its clips."""
+    shortest = encoder.config.receptive_field[0]
+    entries: dict[str, Entry] = {}
+    by_length: dict[int, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        if clip.waveform is None:
+            entries[clip.content] = Entry(clip.content, None, reason=clip.reason)
+        elif len(clip.waveform) < shortest:
+            sound = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
+            entries[clip.content] = Entry(
+                clip.content, None, reason=f"{sound} are shorter than one frame of wav2vec, {shortest}"
+            )
+        else:
+            by_length[padded_length(len(clip.waveform), longest)].append(clip)
+
+    def finish(batch: list[Clip], features: jax.Array, frames: jax.Array) -> None:
+        features, frames = np.asarray(features), np.asarray(frames)
+        for row, clip in enumerate(batch):
+            seconds = len(clip.waveform) / audio.SAMPLE_RATE
+            entries[clip.content] = Entry(clip.content, features[row, : frames[row]].copy(), clip.sound, seconds)
+            bar.update(round(seconds, 3))
+
+    under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()
+    for length, group in by_length.items():
+        rows = max(1, round(budget.batch_seconds * audio.SAMPLE_RATE / length)) * encoder.mesh.size
+        for first in range(0, len(group), rows):
+            batch = group[first : first + rows]
+            waveforms = np.zeros((rows, length), np.float32)
+            for row, clip in enumerate(batch):
+                waveforms[row, : len(clip.waveform)] = clip.waveform
+            lengths = np.array([len(clip.waveform) for clip in batch] + [0] * (rows - len(batch)))
+            z, c, frames = encoder(waveforms, lengths)
+            under_way.append((batch, z if layer == "z" else c, frames))
+            if len(under_way) > 1:  # the device works on the next batch while this one is fetched
+                finish(*under_way.popleft())
+    while under_way:
+        finish(*under_way.popleft())
+    return [entries[clip.content] for clip in clips]
