@@ -1,0 +1,354 @@
+"""python -m benchmarks.extract: features a second, ours beside fairseq's own code and the masked torch twin.
+
+Part one, 5 s clips in batches: the model alone. Part two, a ragged corpus with IEMOCAP's lengths, from files to files:
+ours is the engine behind `python -m jaxser.extract`, fairseq's is its habit of one file at a time.
+"""
+
+import csv
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
+import torch
+import tyro
+
+from benchmarks import torch_twins
+from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, ratio, table, take_turns
+from convert.wav2vec import Call, port_wav2vec
+from convert.wav2vec import main as convert
+from jaxser import audio, corpora, extract, wav2vec
+from jaxser.architecture import LARGE
+from jaxser.architecture import Config as Architecture
+from jaxser.digests import write_json
+from jaxser.errors import CallError
+
+CLIP_SECONDS = 5
+BATCHES = (1, 4, 8)
+SYSTEMS = ("jaxser", "jaxser direct", "fairseq", "fairseq compiled", "masked twin", "masked twin compiled")
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time feature extraction. Takes some ten minutes on two cores; nothing else should run meanwhile."""
+
+    rounds: int = 7
+    """How often each system has its turn with clips."""
+    ragged_rounds: int = 3
+    """How often with the ragged corpus."""
+    ragged_files: int = 160
+    dtype: Dtype = "float32"
+    """bfloat16: on a GPU, for both sides."""
+    json: Path | None = None
+    """Write everything measured to this file as well."""
+    only: str | None = None
+    """`SYSTEM:BATCH`: two calls of one system and nothing else; this is how peak memory is taken."""
+
+
+def main(config: Config) -> None:
+    """The whole benchmark."""
+    if config.only:
+        system, _, batch = config.only.rpartition(":")
+        model = None if system.startswith("jaxser") else torch_twins.fairseq_model()[0]
+        call = clip_call(system, int(batch), model, config.dtype)
+        call()
+        call()
+        return
+    model, args = torch_twins.fairseq_model()
+    found = {"machine": machine(), "command": " ".join(["python -m benchmarks.extract", *sys.argv[1:]])}
+    watch = OtherLoad()
+    ceilings = ceiling(config.dtype)
+    say(f"matrix-product ceiling, {config.dtype}: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in ceilings.items()))
+    timings = time_clips(config, model)
+    ragged, seconds = time_ragged(config, model, args)
+    load = watch.share()
+    errors = errors_against_float64(model, config.dtype)
+    rows = [row_of(key, timing, config.dtype, errors, ceilings) for key, timing in timings.items()]
+    for name, timing in ragged.items():
+        speed = timing.per_second(seconds)
+        rows.append(
+            {
+                "name": "ragged",
+                "system": name,
+                "dtype": config.dtype,
+                "batch": None,
+                "audio_seconds_per_second": speed["median"],
+            }
+            | {
+                "low": speed["low"],
+                "high": speed["high"],
+                "compile_seconds": timing.compiling,
+                "peak_mib": None,
+                "max_error": None,
+            }
+        )
+    ratios = ratios_of(timings, ragged)
+    found |= {
+        "load": load,
+        "ceiling_gflops": ceilings,
+        "nominal_gflop_per_audio_second": gflop_per_second(LARGE),
+        "rows": rows,
+        "ratios": {name: value["median"] for name, value in ratios.items()},
+        "ratio_spreads": ratios,
+    }
+    print(report(found))
+    if config.json:
+        write_json(config.json, found)
+    if load is not None and load > OTHER_LOAD:
+        say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")
+        sys.exit(1)
+
+
+def clips(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise at the level of speech, f32[batch, 80000], and its lengths."""
+    samples = CLIP_SECONDS * audio.SAMPLE_RATE
+    waveforms = np.random.default_rng(batch).normal(0, 0.1, (batch, samples)).astype(np.float32)
+    return waveforms, np.full(batch, samples)
+
+
+def our_params(model: torch.nn.Module | None) -> dict[str, Any]:
+    """The torch model's weights as ours; any weights where there is no model."""
+    if model is None:
+        return wav2vec.random_params(LARGE, 0)
+    params = port_wav2vec({name: tensor.float().numpy() for name, tensor in model.state_dict().items()}, LARGE)
+    return {name: value for name, value in params.items() if name != wav2vec.PREDICTIONS}
+
+
+def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dtype) -> Callable[[], Any]:
+    """A function that runs one batch of clips through one system and returns z and c when they are there."""
+    waveforms, lengths = clips(batch)
+    if system.startswith("jaxser"):
+        encoder = wav2vec.make_encoder(LARGE, our_params(model), "", dtype)
+        if system == "jaxser direct":
+            plain = wav2vec.Wav2Vec(LARGE, jnp.dtype(dtype))
+            encoder = wav2vec.Encoder(LARGE, jax.device_put(our_params(model)), "", dtype, plain, encoder.mesh)
+        return lambda: jax.block_until_ready(encoder(waveforms, lengths)[:2])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, getattr(torch, dtype))
+    source = torch.from_numpy(waveforms).to(device, getattr(torch, dtype))
+    counts = torch.from_numpy(lengths).to(device)
+    if system.startswith("fairseq"):
+        forward: Callable[..., Any] = lambda x: ((z := model.feature_extractor(x)), model.feature_aggregator(z))  # noqa: E731
+        inputs: tuple[Any, ...] = (source,)
+    else:
+        forward, inputs = torch_twins.MaskedTwin(model), (source, counts)
+    if system.endswith("compiled"):
+        forward = torch.compile(forward, dynamic=False)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            out = forward(*inputs)
+            if device == "cuda":
+                torch.cuda.synchronize()
+        return out
+
+    return call
+
+
+def time_clips(config: Config, model: torch.nn.Module) -> dict[tuple[str, int], Timing]:
+    """Every system at every batch size, in turn."""
+    names = [name for name in SYSTEMS if name != "jaxser direct" or jax.default_backend() == "cpu"]
+    calls = {(name, batch): clip_call(name, batch, model, config.dtype) for batch in BATCHES for name in names}
+    say(f"clips: {len(calls)} systems and batch sizes, {config.rounds} rounds")
+    return take_turns(calls, config.rounds)
+
+
+def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> tuple[dict[str, Timing], float]:
+    """From a folder of files to features on disk; also the seconds of audio that are used."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_ragged_corpus(folder, config.ragged_files)
+        content = {"args": Namespace(**{k: v for k, v in vars(args).items() if k not in ("activation", "vq_type", "infonce")})}
+        torch.save(content | {"model": {k: v.float().cpu() for k, v in model.state_dict().items()}}, folder / "weights.pt")
+        with redirect_stdout(StringIO()):
+            convert(Call(folder / "weights.pt", str(folder / "weights")))
+        seconds = sum(len(audio.load(path)) for path in paths) / audio.SAMPLE_RATE
+        caches = iter(range(1000))
+
+        def ours() -> None:
+            cache = folder / f"cache{next(caches)}"
+            flags = extract.Config(
+                corpus="csv", root=folder / "corpus.csv", features="wav2vec", weights=str(folder / "weights"), cache=cache,
+                precision=config.dtype,
+            )  # fmt: skip
+            extract.extract(corpora.read("csv", flags.root, "all"), extract.extractor_of(flags), cache)
+
+        def fairseqs() -> None:
+            out = folder / f"out{next(caches)}"
+            out.mkdir()
+            device = next(model.parameters())
+            with torch.inference_mode():
+                for path in paths:
+                    source = torch.from_numpy(audio.load(path))[None].to(device)
+                    c = model.feature_aggregator(model.feature_extractor(source))
+                    np.save(out / f"{path.stem}.npy", c[0].T.float().cpu().numpy())
+
+        say(f"ragged: {len(paths)} files, {seconds:.0f} s of audio after cropping, {config.ragged_rounds} rounds")
+        return take_turns({"jaxser": ours, "fairseq": fairseqs}, config.ragged_rounds), seconds
+
+
+def write_ragged_corpus(folder: Path, files: int) -> list[Path]:
+    """Files with IEMOCAP's lengths: log-normal with its median of 3.58 s and mean of 4.55 s, from 0.585 to 34.14 s."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(3.58 * np.exp((2 * np.log(4.55 / 3.58)) ** 0.5 * generator.normal(size=files)), 0.585, 34.14)
+    paths = []
+    for i, seconds in enumerate(lengths):
+        path = folder / f"{i:05}.wav"
+        soundfile.write(path, generator.normal(0, 0.1, round(seconds * audio.SAMPLE_RATE)), audio.SAMPLE_RATE, "PCM_16")
+        paths.append(path)
+    with (folder / "corpus.csv").open("w", newline="") as file:
+        lines = [(path.name, "ab"[i % 2], f"s{i % 10}") for i, path in enumerate(paths)]
+        csv.writer(file).writerows([("path", "label", "speaker"), *lines])
+    return paths
+
+
+def ceiling(dtype: Dtype, size: int = 2048) -> dict[str, float]:
+    """GFLOP/s of a plain square matrix product, here and now: the most that any model could reach."""
+    a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    ours = jax.device_put(a).astype(dtype)
+    theirs = torch.from_numpy(a).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
+    product = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
+
+    def torchs() -> None:
+        (theirs @ theirs)[0, 0].item()
+
+    timings = take_turns({"jax": lambda: product(ours, ours).block_until_ready(), "torch": torchs}, 9)
+    return {name: 2e-9 * size**3 / min(timing.rounds) for name, timing in timings.items()}
+
+
+def errors_against_float64(model: torch.nn.Module, dtype: Dtype) -> dict[str, float]:
+    """The largest error of z and c over one clip against the masked twin in float64, the weights being the same."""
+    waveforms, lengths = clips(1)
+    found = {}
+    calls = {name: clip_call(name, 1, model, dtype) for name in ("jaxser", "jaxser direct", "fairseq", "masked twin")}
+    for name, call in calls.items():
+        transposed = name.startswith("jaxser")
+        found[name] = [np.asarray(x) if transposed else x.float().cpu().numpy().swapaxes(1, 2) for x in call()]
+    twin = torch_twins.MaskedTwin(model.cpu().double())
+    with torch.inference_mode():
+        exact = [x.numpy().swapaxes(1, 2) for x in twin(torch.from_numpy(waveforms).double(), torch.from_numpy(lengths))]
+    model.float()
+    return {name: max(float(np.abs(a - b).max()) for a, b in zip(out, exact, strict=True)) for name, out in found.items()}
+
+
+def gflop_per_second(config: Architecture) -> float:
+    """Nominal work a second of audio, in GFLOP: two for each weight of a convolution and frame."""
+    rate, work, channels = float(audio.SAMPLE_RATE), 0.0, 1
+    for width, kernel, stride in config.conv_feature_layers + config.conv_aggregator_layers:
+        rate /= stride
+        work += 2e-9 * rate * width * kernel * channels
+        channels = width
+    return work
+
+
+def row_of(
+    key: tuple[str, int], timing: Timing, dtype: Dtype, errors: dict[str, float], ceilings: dict[str, float]
+) -> dict[str, Any]:
+    """One line of the table and of the JSON."""
+    system, batch = key
+    speed = timing.per_second(batch * CLIP_SECONDS)
+    work = speed["median"] * gflop_per_second(LARGE)
+    return {
+        "name": "clips",
+        "system": system,
+        "dtype": dtype,
+        "batch": batch,
+        "audio_seconds_per_second": speed["median"],
+        "low": speed["low"],
+        "high": speed["high"],
+        "gflops": work,
+        "share_of_ceiling": work / max(ceilings.values()),
+        "compile_seconds": timing.compiling,
+        "peak_mib": peak_mib("benchmarks.extract", "--only", f"{system}:{batch}", "--dtype", dtype),
+        "max_error": errors.get(system.removesuffix(" compiled")),
+    }
+
+
+def ratios_of(timings: dict[tuple[str, int], Timing], ragged: dict[str, Timing]) -> dict[str, dict[str, float]]:
+    """Ours over theirs, each at its best batch size."""
+
+    def best(system: str) -> tuple[str, int]:
+        return min((key for key in timings if key[0] == system), key=lambda key: timings[key].median / key[1])
+
+    ours, found = best("jaxser"), {}
+    for system in SYSTEMS[2:]:
+        theirs = best(system)
+        name = "jax_over_" + system.replace(" ", "_")
+        found[name] = ratio(timings[theirs], timings[ours], theirs[1], ours[1])
+    return found | {"ragged_jax_over_fairseq": ratio(ragged["fairseq"], ragged["jaxser"])}
+
+
+def report(found: dict[str, Any]) -> str:
+    """Everything as Markdown."""
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    header = [
+        "what",
+        "system",
+        "batch",
+        "audio s/s",
+        "slowest",
+        "fastest",
+        "GFLOP/s",
+        "of ceiling",
+        "compile s",
+        "peak MiB",
+        "error",
+    ]
+    rows = [
+        [
+            row["name"],
+            row["system"],
+            str(row["batch"] or ""),
+            *(f"{row[name]:.1f}" for name in ("audio_seconds_per_second", "low", "high")),
+            number(row.get("gflops"), ".0f"),
+            number(row.get("share_of_ceiling"), ".0%"),
+            number(row["compile_seconds"], ".1f"),
+            number(row["peak_mib"], ".0f"),
+            number(row["max_error"], ".1e"),
+        ]
+        for row in found["rows"]
+    ]
+    ratios = [
+        f"{name}: {value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+        for name, value in found["ratio_spreads"].items()
+    ]
+    versions = ", ".join(f"{name} {value}" for name, value in found["machine"]["versions"].items())
+    load = "unknown" if found["load"] is None else f"{found['load']:.1%}"
+    lines = [
+        f"{found['machine']['processor']}, {found['machine']['cores']} cores, {found['machine']['system']}; {versions}",
+        f"load before {found['machine']['load_before']:.2f}; other programs during the run {load} of the machine",
+        f"ceiling {max(found['ceiling_gflops'].values()):.0f} GFLOP/s; "
+        f"nominal work {found['nominal_gflop_per_audio_second']:.2f} GFLOP a second of audio",
+        "",
+        table(header, rows),
+        "",
+        *ratios,
+    ]
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, prog="python -m benchmarks.extract"))
+    except (CallError, ImportError) as error:
+        say(f"benchmarks.extract: {error}")
+        sys.exit(2)

@@ -1,0 +1,138 @@
+"""How time is taken: systems in turn, round after round, so that a machine that drifts drifts for all of them."""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("jax", "jaxlib", "flax", "torch", "fairseq", "numpy", "soundfile")
+OTHER_LOAD = 0.05
+"""Share of all cores that other programs may take before a run is no result."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the first call, which compiles, and of the later ones."""
+
+    first: float
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds a call."""
+        return statistics.median(self.rounds)
+
+    @property
+    def compiling(self) -> float:
+        """Seconds that the first call took longer than a later one."""
+        return max(0.0, self.first - self.median)
+
+    def per_second(self, amount: float) -> dict[str, float]:
+        """Work a second: at the median, and at the slowest and fastest round."""
+        return {
+            "median": amount / self.median,
+            "low": amount / max(self.rounds),
+            "high": amount / min(self.rounds),
+        }
+
+
+def take_turns(calls: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, Timing]:
+    """Time every call once a round, after a first round that is kept apart. A call returns when its work is done."""
+    first = {name: seconds_of(call) for name, call in calls.items()}
+    later: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            later[name].append(seconds_of(call))
+    return {name: Timing(first[name], tuple(later[name])) for name in calls}
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratio(slow: Timing, fast: Timing, of_slow: float = 1.0, of_fast: float = 1.0) -> dict[str, float]:
+    """How many times as fast the second system is, round by round: median, lowest and highest. `of_` is the work a call."""
+    each = [(a / of_slow) / (b / of_fast) for a, b in zip(slow.rounds, fast.rounds, strict=True)]
+    return {"median": statistics.median(each), "low": min(each), "high": max(each)}
+
+
+class OtherLoad:
+    """Measures the share of all cores that other programs take, from making it to `share()`."""
+
+    def __init__(self) -> None:
+        self.before = self._busy(), self._own(), time.monotonic()
+
+    def share(self) -> float | None:
+        """0 for an idle machine; None where the system does not tell (not Linux)."""
+        busy, own, now = self._busy(), self._own(), time.monotonic()
+        if busy is None or self.before[0] is None:
+            return None
+        others = (busy - self.before[0]) - (own - self.before[1])
+        return max(0.0, others / ((now - self.before[2]) * (os.cpu_count() or 1)))
+
+    @staticmethod
+    def _busy() -> float | None:
+        try:
+            user, nice, system, _idle, _wait, irq, soft, *_ = map(
+                int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+            )
+        except (OSError, ValueError):
+            return None
+        return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _own() -> float:
+        return sum(
+            usage.ru_utime + usage.ru_stime
+            for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+        )
+
+
+def peak_mib(module: str, *arguments: str) -> float:
+    """Peak resident memory of `python -m module arguments`, run by itself, in MiB."""
+    code = (
+        "import resource, subprocess, sys;"
+        "subprocess.run([sys.executable, '-m', *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, module, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout) / 1024
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on and with."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+        processor = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "load_before": os.getloadavg()[0],
+        "versions": versions,
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first columns as text and the others as numbers."""
+    rule = ["---"] * 3 + ["---:"] * (len(header) - 3)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
