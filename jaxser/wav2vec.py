@@ -64,7 +64,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b t1 c"], frames: Int[Array, " b"]) -> Float[Array, "b t2 d"]:
         """`frames` counts the valid frames of the output."""
         shape = (spectral.PRODUCTS if self.spectral else self.kernel, x.shape[2], self.channels)
-        kernel = self.param("kernel", nn.initializers.zeros, shape).astype(self.dtype)
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.zeros, shape), self.dtype)
         x = x.astype(self.dtype)
         x = spectral.convolve(x, kernel, self.kernel) if self.spectral else convolve(x, kernel, self.stride)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))

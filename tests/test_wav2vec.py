@@ -1,0 +1,155 @@
+"""Properties of the network that need no torch; parity/test_wav2vec.py holds it against fairseq's own code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxser import checkpoint, wav2vec
+from jaxser.architecture import BASE, LARGE, NANO
+from jaxser.errors import CallError
+
+
+@pytest.fixture(scope="module")
+def encoder() -> wav2vec.Encoder:
+    return wav2vec.load("random-nano:0")
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
+
+
+def test_the_published_number_of_parameters():
+    sizes = {name: leaf.size for name, leaf in checkpoint.named_leaves(wav2vec.parameter_shapes(LARGE))}
+    assert sum(size for name, size in sizes.items() if name.startswith("encoder")) == 5_779_456
+    assert sum(size for name, size in sizes.items() if name.startswith("context")) == 23_611_392
+    assert len(sizes) == 69  # 71 with the prediction head's two
+
+
+def test_group_norm_worked_by_hand():
+    # One group over both channels and the first two frames: mean 2.5, variance 1.25. The third frame is not counted.
+    x = jnp.array([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
+    y = wav2vec.group_norm(x, jnp.array([2]), jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0]))
+    root = np.sqrt(1.25 + 1e-5)
+    np.testing.assert_allclose(y[0, :2], [[-3 / root, 1 - 0.5 / root], [1 / root, 1 + 1.5 / root]], rtol=1e-6)
+
+
+def test_what_lies_beyond_a_length_changes_no_bit(encoder: wav2vec.Encoder):
+    waveforms, lengths = noise(3, 8_000), np.array([8_000, 5_000, 3_000])
+    clean = encoder(np.where(np.arange(8_000) < lengths[:, None], waveforms, 0), lengths)
+    for garbage in (waveforms, np.where(np.arange(8_000) < lengths[:, None], waveforms, np.nan)):
+        for one, two in zip(clean, encoder(garbage, lengths), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_members_do_not_see_each_other(encoder: wav2vec.Encoder):
+    waveforms, lengths = noise(4, 6_000), np.array([6_000, 4_000, 6_000, 465])
+    z, c, frames = encoder(waveforms, lengths)
+    order = np.array([2, 3, 0, 1])
+    for one, two in zip((z, c, frames), encoder(waveforms[order], lengths[order]), strict=True):
+        np.testing.assert_allclose(one[order], two, rtol=0, atol=1e-5)
+    spoilt, others = waveforms.copy(), np.array([0, 2, 3])
+    spoilt[1] = np.nan
+    for one, two in zip((z, c), encoder(spoilt, lengths)[:2], strict=True):
+        np.testing.assert_array_equal(one[others], two[others])
+        assert np.isnan(two[1]).any()
+
+
+def test_context_looks_back_only(encoder: wav2vec.Encoder):
+    # Causality up to the norms: with the same statistics an end that is reversed in time leaves the first frames alone.
+    config = NANO
+    params = wav2vec.random_params(config, 0)
+    model = wav2vec.Wav2Vec(config)
+    x = jnp.asarray(noise(1, 16_000))
+    gradient = jax.grad(lambda x: model.apply({"params": params}, x, jnp.array([16_000]))[1][0, 30].sum())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wav2vec, "group_norm", lambda x, frames, scale, bias: x)  # what couples all frames
+        touched = np.flatnonzero(np.asarray(gradient(x)[0]))
+    first, last = touched.min(), touched.max()
+    assert last == 30 * config.stride + config.receptive_field[0] - 1
+    assert first == max(0, last + 1 - config.receptive_field[1])
+
+
+def test_lengths_that_give_no_frames(encoder: wav2vec.Encoder):
+    z, c, frames = encoder(noise(3, 300), np.array([300, 0, 299]))  # all below the receptive field, the array as well
+    assert frames.tolist() == [0, 0, 0]
+    assert not z.any()
+    assert not c.any()
+    z, c, frames = encoder(noise(2, 1_000), np.array([464, 465]))
+    assert frames.tolist() == [0, 1]
+    assert not z[0].any()
+    assert np.isfinite(z).all()
+    with pytest.raises(CallError, match="lengths from 5 to 301 for waveforms of 300 samples"):
+        encoder(noise(2, 300), np.array([5, 301]))
+
+
+def test_z_is_compressed_and_c_is_not(encoder: wav2vec.Encoder):
+    z, c, frames = encoder(noise(1, 16_000), np.array([16_000]))
+    assert z.shape == (1, 98, 128)
+    assert c.shape == (1, 98, 128)
+    assert frames.tolist() == [98]
+    assert z.min() >= 0  # log(1 + ReLU)
+    assert z.dtype == c.dtype == np.float32
+
+
+def test_bfloat16_is_near(encoder: wav2vec.Encoder):
+    # As on an accelerator: products in bfloat16, norms in float32.
+    params = wav2vec.random_params(NANO, 0)
+    waveforms, lengths = noise(2, 16_000), np.array([16_000, 9_000])
+    z, c, _ = wav2vec.Wav2Vec(NANO, jnp.bfloat16).apply({"params": params}, jnp.asarray(waveforms), jnp.asarray(lengths))
+    exact_z, exact_c, _ = encoder(waveforms, lengths)
+    assert np.abs(z - exact_z).max() < 0.1
+    assert np.abs(c - exact_c).mean() < 0.02 * np.abs(exact_c).mean() + 0.02
+    with pytest.raises(CallError, match="bfloat16 is for GPU and TPU"):
+        wav2vec.load("random-nano:0", "bfloat16")
+
+
+def test_random_weights_are_torchs_and_named_by_their_seed():
+    one, two, other = (wav2vec.random_params(NANO, seed) for seed in (0, 0, 1))
+    assert checkpoint.tree_digest(one) == checkpoint.tree_digest(two) != checkpoint.tree_digest(other)
+    kernel, bias = one["context_3"]["kernel"], one["context_3"]["kernel_bias"]
+    bound = (5 * 128) ** -0.5  # kernel 5, 128 channels
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    assert np.abs(bias).max() <= bound
+    assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.01)
+    assert (one["encoder_0"]["scale"] == 1).all()
+    assert (one["encoder_0"]["bias"] == 0).all()
+    assert wav2vec.identify("random-base:7") == (BASE, checkpoint.tree_digest(wav2vec.random_params(BASE, 7)), True)
+    with pytest.raises(CallError, match=r"random-huge:0: random weights are made for large, base, nano"):
+        wav2vec.load("random-huge:0")
+
+
+def test_a_checkpoint_is_what_was_saved(tmp_path: Path):
+    params = wav2vec.random_params(NANO, 3)
+    digest = checkpoint.tree_digest(params)
+    head = {wav2vec.PREDICTIONS: {"kernel": np.zeros((12, 128, 128), np.float32), "bias": np.zeros(128, np.float32)}}
+    about = {"config": NANO.to_json(), "encoder_digest": digest}
+    checkpoint.save(tmp_path / "w", wav2vec.KIND, params | head, about)
+    assert wav2vec.identify(tmp_path / "w") == (NANO, digest, False)
+    waveforms, lengths = noise(1, 4_000), np.array([4_000])
+    for one, two in zip(
+        wav2vec.load(tmp_path / "w")(waveforms, lengths), wav2vec.load("random-nano:3")(waveforms, lengths), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_batch_is_shared_out_among_devices(tmp_path: Path):
+    code = (
+        "import numpy as np, jax\n"
+        "from jaxser import wav2vec\n"
+        "waveforms = np.random.default_rng(0).normal(0, 0.1, (6, 6000)).astype(np.float32)\n"
+        "z, c, frames = wav2vec.load('random-nano:0')(waveforms, np.array([6000, 5000, 4000, 3000, 465, 100]))\n"
+        f"np.savez(r'{tmp_path}' + f'/{{jax.local_device_count()}}.npz', z=z, c=c, frames=frames)\n"
+    )
+    for count in (1, 4):
+        flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={count}"
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "XLA_FLAGS": flags}, timeout=300)
+    one, four = (np.load(tmp_path / f"{count}.npz") for count in (1, 4))
+    for name in ("z", "c", "frames"):
+        assert one[name].shape == four[name].shape
+        np.testing.assert_allclose(one[name], four[name], rtol=0, atol=1e-5)
