@@ -132,8 +132,7 @@ def resolve(config: Config) -> Config:
     updates = config.updates
     if updates is None and config.epochs is None:
         updates = HEADS[config.head].updates
-    classes = config.classes or ("all" if config.corpus == "csv" else "paper")
-    return dataclasses.replace(config, classes=classes, updates=updates)
+    return dataclasses.replace(config, classes=extract.classes_of(config), updates=updates)
 
 
 def settings(config: Config) -> dict[str, Any]:

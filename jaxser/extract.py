@@ -119,7 +119,12 @@ def demand_at_least(config: Any, least: Mapping[str, int]) -> None:
 
 def open_corpus(config: Config) -> Corpus:
     """The corpus that the flags name; the synthetic one is made first where it is not there."""
-    return corpora.read(config.corpus, config.root or synthetic.make(config.cache), config.classes)
+    return corpora.read(config.corpus, config.root or synthetic.make(config.cache), classes_of(config))
+
+
+def classes_of(config: Config) -> str:
+    """What --classes says, or its default for the corpus."""
+    return config.classes or ("all" if config.corpus == "csv" else "paper")
 
 
 def extractor_of(config: Config) -> Extractor:

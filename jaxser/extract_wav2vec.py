@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import ceil, log2
+from math import floor, log2
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -125,8 +125,9 @@ def plan_parts(tasks: Sequence[Task], seconds: Sequence[float], part_seconds: fl
 
 def padded_length(samples: int, longest: int = 0) -> int:
     """The length to which so many samples are padded: the next of a geometric series, at most `longest` where that is given."""
-    step = ceil(LENGTHS_AN_OCTAVE * log2(samples / REFERENCE) - 1e-9)
-    length = round(REFERENCE * 2 ** (step / LENGTHS_AN_OCTAVE))
+    step = floor(LENGTHS_AN_OCTAVE * log2(samples / REFERENCE))
+    while (length := round(REFERENCE * 2 ** (step / LENGTHS_AN_OCTAVE))) < samples:
+        step += 1
     return min(length, longest) if longest else length
 
 

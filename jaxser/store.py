@@ -88,7 +88,7 @@ def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
         try:
             part = json.loads(note.read_text(encoding="utf-8"))
             frames = note.with_suffix(".npy")
-            whole = zlib.crc32(frames.read_bytes()) == part["crc32"]
+            whole = _checksum(frames) == part["crc32"]
         except (OSError, ValueError, KeyError):
             whole = False
         if not whole:
@@ -103,17 +103,28 @@ def write_part(store: Store, entries: Sequence[Entry]) -> None:
     """Add one part. Its name comes from the contents in it, so the same work always makes the same files."""
     name = "part-" + text_digest("\n".join(e.content for e in entries))[:16]
     good = [e for e in entries if e.frames is not None]
-    frames = np.concatenate([e.frames for e in good] or [np.zeros((0, store.width))]).astype(np.float32)
     place, rows = 0, {}
     for entry in good:
         rows[entry.content] = [place, len(entry.frames), entry.audio, round(entry.seconds, 6)]
         place += len(entry.frames)
     part = store.folder / f".{name}.{os.getpid()}.npy"
-    np.save(part, frames)
-    checksum = zlib.crc32(part.read_bytes())
+    with part.open("wb") as file:
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (place, store.width)}
+        np.lib.format.write_array_header_1_0(file, shape)
+        for entry in good:  # one by one: a part is never in memory twice
+            file.write(np.ascontiguousarray(entry.frames, "<f4").data)
+    checksum = _checksum(part)
     part.replace(store.folder / f"{name}.npy")
     failed = {e.content: e.reason for e in entries if e.frames is None}
     write_json(store.folder / f"{name}.json", {"crc32": checksum, "rows": rows, "failed": failed})
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def load_frames(store: Store, contents: Sequence[str]) -> Frames:

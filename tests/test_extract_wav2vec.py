@@ -1,0 +1,253 @@
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_tone
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxser import audio, checkpoint, corpora, cv, extract, wav2vec
+from jaxser.architecture import NANO
+from jaxser.errors import CallError, WorkError
+from jaxser.extract_wav2vec import REFERENCE, padded_length, plan_parts
+from jaxser.report import table as printed_table
+from jaxser.results import read_csv
+from jaxser.store import load_frames
+
+
+def config(table: Path, cache: Path, **changes) -> extract.Config:
+    flags = {"features": "wav2vec", "weights": "random-nano:0"} | changes
+    return extract.Config(corpus="csv", root=table, cache=cache, **flags)
+
+
+def run(table: Path, cache: Path, **changes):
+    flags = config(table, cache, **changes)
+    extract.check(flags)
+    return extract.extract(corpora.read("csv", table, "all"), extract.extractor_of(flags), cache, 2, flags.strict)
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.text("abcdef", min_size=1)), unique_by=lambda t: t[1]), st.integers(0, 40))
+def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], done: int):
+    tasks = [(content, Path(content)) for _, content in drawn]
+    seconds = [tenths / 10 for tenths, _ in drawn]
+    plan = plan_parts(tasks, seconds, 60.0)
+    assert sorted(task for part in plan for task in part) == sorted(tasks)
+    length = dict(zip(tasks, seconds, strict=True))
+    longest_first = [length[task] for part in plan for task in part]
+    assert longest_first == sorted(longest_first, reverse=True)
+    assert all(sum(length[task] for task in part[:-1]) < 60 for part in plan)
+    left = [task for part in plan[done:] for task in part]
+    random.Random(0).shuffle(left)
+    assert plan_parts(left, [length[task] for task in left], 60.0) == plan[done:]
+
+
+@given(st.integers(465, 3_600 * 16_000))
+def test_padded_lengths_are_few_and_near(samples: int):
+    length = padded_length(samples)
+    assert samples <= length <= 2 ** (1 / 4) * samples + 1
+    assert padded_length(length) == length
+
+
+def test_the_default_crop_is_padded_by_nothing():
+    assert padded_length(REFERENCE, REFERENCE) == REFERENCE
+    assert padded_length(47_000, 48_000) == 47_568
+    assert padded_length(47_900, 48_000) == 48_000
+    assert len({padded_length(n, REFERENCE) for n in range(8_000, REFERENCE)}) <= 15
+
+
+@pytest.mark.parametrize("layer", ["z", "c"])
+def test_features_are_those_of_each_file_alone(table: Path, tmp_path: Path, layer: str):
+    corpus, store, contents = run(table, tmp_path / "cache", layer=layer, max_seconds=0.6)
+    frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
+    encoder = wav2vec.load("random-nano:0")
+    for i in range(0, 48, 7):
+        waveform = audio.load(corpus.utterances[i].path, 0.6)
+        z, c, count = encoder(waveform[None], np.array([len(waveform)]))
+        assert frames.mask[i].sum() == count[0] == NANO.frames(len(waveform))
+        np.testing.assert_allclose(frames.x[i][frames.mask[i]], (z if layer == "z" else c)[0], rtol=0, atol=1e-5)
+    assert store.rows[contents[corpus.utterances[0].id]].seconds == pytest.approx(0.4)
+
+
+def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
+    (tmp_path / "audio/s0-low-0.wav").write_text("this is no audio")
+    soundfile.write(tmp_path / "audio/s0-low-1.wav", np.zeros(8_000), 16_000)
+    soundfile.write(tmp_path / "audio/s0-low-2.wav", np.random.default_rng(0).normal(0, 0.1, 464), 16_000)
+    soundfile.write(tmp_path / "audio/s0-low-3.wav", np.random.default_rng(0).normal(0, 0.1, 465), 16_000)
+    reasons = {
+        "audio/s0-low-0": "not readable as audio",
+        "audio/s0-low-1": "silent",
+        "audio/s0-low-2": "464 samples (29 ms) of sound are shorter than one frame of wav2vec, 465",
+    }
+    for _ in range(2):  # the second time from the store
+        corpus, store, contents = run(table, tmp_path / "cache")
+        assert {name for name, _ in corpus.left_out} == set(reasons)
+        assert all(reasons[name] in reason for name, reason in corpus.left_out)
+        assert store.rows[contents["audio/s0-low-3"]].count == 1
+    with pytest.raises(WorkError, match=r"s0-low-0\.wav: not readable.*--strict"):
+        run(table, tmp_path / "cache", strict=True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": "random-nano:1"}, {"layer": "z"}, {"crop": "centre"}, {"max_seconds": 0.3}, {"features": "lld"}]
+)
+def test_settings_and_weights_never_share_a_store(table: Path, tmp_path: Path, change: dict):
+    if "features" in change:
+        change = change | {"weights": None}
+    one, other = (extract.extractor_of(config(table, tmp_path, **c)) for c in ({}, change))
+    assert extract.open_store(tmp_path, one.settings).folder != extract.open_store(tmp_path, other.settings).folder
+
+
+def test_a_store_made_by_other_weights_is_refused(table: Path, tmp_path: Path):
+    _, store, _ = run(table, tmp_path / "cache")
+    note = store.folder / "provenance.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"weights_sha256": "0" * 64}))
+    with pytest.raises(WorkError, match=r"does not describe wav2vec with .*; delete"):
+        run(table, tmp_path / "cache")
+
+
+def save_nano(path: Path, seed: int = 5) -> str:
+    params = wav2vec.random_params(NANO, seed)
+    about = {"config": NANO.to_json(), "encoder_digest": checkpoint.tree_digest(params)}
+    checkpoint.save(path, wav2vec.KIND, params, about)
+    return str(path)
+
+
+def test_the_store_is_enough_when_audio_and_weights_are_gone(table: Path, tmp_path: Path):
+    weights = save_nano(tmp_path / "weights")
+    _, store, contents = run(table, tmp_path / "cache", weights=weights)
+    shutil.rmtree(tmp_path / "audio")
+    shutil.rmtree(weights)
+    _, again, same = run(table, tmp_path / "cache", weights=weights)
+    assert (again.folder, same) == (store.folder, contents)
+    save_nano(tmp_path / "weights", seed=6)  # other weights at the same place are other weights
+    with pytest.raises(WorkError, match="none of 48 files can be used"):
+        run(table, tmp_path / "cache", weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": None}, "--features wav2vec needs --weights"),
+        ({"weights": "nowhere"}, "nowhere: no such folder"),
+        ({"weights": "random-huge:0"}, "random weights are made for large, base, nano"),
+        ({"precision": "bfloat16"}, "bfloat16 is for GPU and TPU"),
+        ({"features": "lld"}, "--weights random-nano:0 goes with --features wav2vec"),
+        ({"features": "lld", "weights": None, "layer": "z"}, "--layer z goes with --features wav2vec"),
+    ],
+)
+def test_wrong_calls(table: Path, tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(CallError, match=message):
+        run(table, tmp_path / "cache", **changes)
+
+
+@pytest.mark.parametrize("head", ["mean", "meanmax", "attention", "mlp"])
+def test_every_head_runs_and_random_weights_are_marked(
+    table: Path, tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    flags = {"corpus": "csv", "root": table, "cache": tmp_path / "cache", "features": "wav2vec", "head": head, "updates": 30}
+    cv.main(cv.Config(**flags, weights="random-nano:0", out=out))
+    assert "RANDOM WEIGHTS" in capsys.readouterr().out
+    for name in ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv"):
+        assert {row["weights"] for row in read_csv(out / name)} == {"RANDOM"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["random_weights"]
+    assert "-RANDOM|" in summary["signature"]
+    assert json.loads((out / "config.json").read_text())["weights"] == "random-nano:0"
+    assert json.loads((out / "protocol.json").read_text())["settings"]["weights"] == "RANDOM"
+    assert "RANDOM WEIGHTS" in (out / "report.html").read_text()
+    # With weights that were converted, nothing says so.
+    weights = save_nano(tmp_path / "weights")
+    cv.main(cv.Config(**flags, weights=weights, out=tmp_path / "two"))
+    assert "RANDOM" not in capsys.readouterr().out + printed_table(tmp_path / "two")
+    assert "RANDOM" not in (tmp_path / "two" / "report.html").read_text()
+    assert "weights" not in read_csv(tmp_path / "two" / "scores.csv")[0]
+
+
+SMALL_PARTS = "from jaxser import extract_wav2vec as e; e.CPU = e.Budget(5.0, 1)"
+COMMAND = """
+from jaxser.command import run_command
+from jaxser.extract import Config, main
+run_command("jaxser.extract", Config, main)
+"""
+
+
+def extracting(table: Path, cache: Path) -> list[str]:
+    """The command itself, with parts of 5 s in place of 320, so that a short corpus has many."""
+    flags = [
+        "--corpus",
+        "csv",
+        "--root",
+        str(table),
+        "--features",
+        "wav2vec",
+        "--weights",
+        "random-nano:0",
+        "--cache",
+        str(cache),
+    ]
+    return [sys.executable, "-c", SMALL_PARTS + COMMAND, *flags]
+
+
+def contents_of(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.glob("features/*/*") if not path.name.startswith(".")}
+
+
+def test_killed_at_ten_random_moments(tmp_path: Path):
+    lines = ["path,label,speaker"]
+    for i in range(60):
+        write_tone(tmp_path / f"{i}.wav", 0.8 + i / 150, 200 + 5 * i, seed=i)
+        lines.append(f"{i}.wav,{'ab'[i % 2]},s{i % 5}")
+    table = tmp_path / "corpus.csv"
+    table.write_text("\n".join(lines))
+    began = time.monotonic()
+    subprocess.run(extracting(table, tmp_path / "calm"), check=True, capture_output=True, timeout=300)
+    whole = time.monotonic() - began
+    calm = contents_of(tmp_path / "calm")
+    assert len(calm) > 2 * 10
+    generator, killed, progress = random.Random(0), 0, set()
+    while killed < 10:
+        process = subprocess.Popen(extracting(table, tmp_path / "torn"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(0, whole))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        progress.add(len(list((tmp_path / "torn").glob("features/*/part-*.json"))))
+        if killed < 10 and len(progress) > 3:  # it got far: begin anew, so that early moments are hit as well
+            progress.clear()
+            shutil.rmtree(tmp_path / "torn")
+    done = subprocess.run(extracting(table, tmp_path / "torn"), check=True, capture_output=True, text=True, timeout=300)
+    assert "60 utterances, 0 left out" in done.stdout
+    assert done.stderr == ""
+    assert contents_of(tmp_path / "torn") == calm
+
+
+def test_the_command(table: Path, tmp_path: Path):
+    flags = [
+        "--corpus",
+        "csv",
+        "--root",
+        table,
+        "--features",
+        "wav2vec",
+        "--weights",
+        "random-nano:0",
+        "--cache",
+        tmp_path / "c",
+    ]
+    command = [sys.executable, "-m", "jaxser.extract", *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr == ""
+    for text in ("wav2vec c RANDOM WEIGHTS · 48 utterances, 0 left out", "frames of 128 numbers", str(tmp_path / "c")):
+        assert text in done.stdout
+    done = subprocess.run([*command[:-2], "--layer", "q"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "invalid choice" in done.stderr
