@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from jaxser.errors import CallError, WorkError
 
@@ -72,6 +71,10 @@ def read(path: Path) -> Source:
 
     Raises CallError where the file is something else, WorkError where it is damaged or would run code.
     """
+    try:
+        import torch
+    except ImportError:
+        raise CallError("torch reads such checkpoints, and is not installed: pip install '.[convert]'") from None
     if not path.is_file():
         raise CallError(f"{path}: no such file")
     _demand_wav2vec(path)
@@ -90,6 +93,8 @@ def read(path: Path) -> Source:
 
 
 def _source(path: Path, found: Any) -> Source:
+    from torch import Tensor
+
     found = found if isinstance(found, dict) else {}
     if "model_weight" in found:
         form, model, options = "s3prl's converted form", found["model_weight"], found.get("model_cfg")
@@ -98,7 +103,7 @@ def _source(path: Path, found: Any) -> Source:
         if options is None and isinstance(found.get("cfg"), dict):
             form, options = "fairseq, options in cfg", found["cfg"].get("model")
     options = vars(options) if isinstance(options, argparse.Namespace) else options
-    if not isinstance(model, dict) or not all(isinstance(t, torch.Tensor) and isinstance(n, str) for n, t in model.items()):
+    if not isinstance(model, dict) or not all(isinstance(t, Tensor) and isinstance(n, str) for n, t in model.items()):
         raise CallError(f"{path} holds no model: neither fairseq's `model` nor s3prl's `model_weight` is there")
     tensors = {name: tensor.detach().float() if tensor.is_floating_point() else tensor for name, tensor in model.items()}
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.values()})

@@ -27,7 +27,7 @@ class AudioError(ValueError):
     """One file that cannot be used. The message says what is wrong with it, without the path."""
 
 
-def load(path: Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") -> Float32[np.ndarray, " s"]:
+def load(path: str | Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") -> Float32[np.ndarray, " s"]:
     """Read any file that libsndfile reads as a mono 16 kHz waveform of at most `max_seconds` (0: all of it).
 
     The whole file is decoded even where a crop is asked for, so that a damaged end is found and not passed over.
@@ -36,7 +36,7 @@ def load(path: Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") 
     Raises AudioError for a file that is missing, unreadable, cut short, not finite or silent in the part that is kept.
     An mp3 without a frame count in its header gives no sign of being cut short.
     """
-    signal, rate = _decode(path)
+    signal, rate = _decode(Path(path))
     signal = crop(resample(signal, rate), max_seconds, crop_to)
     if not np.isfinite(signal).all():
         raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")

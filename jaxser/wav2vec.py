@@ -8,7 +8,7 @@ Source: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec.py. The flags of `archite
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,7 +181,7 @@ class Encoder:
     """All local devices; a batch is shared out among them."""
 
     def __call__(
-        self, waveforms: Float[Any, "b s"], lengths: Int[Any, " b"]
+        self, waveforms: Float[Any, "b s"], lengths: Sequence[int] | Int[Any, " b"]
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t e"], Int[Array, " b"]]:
         """Features z and c, float32, and the number of valid frames of each waveform; the frames beyond those are zero.
 

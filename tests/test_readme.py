@@ -6,17 +6,37 @@ from pathlib import Path
 
 import pytest
 import tyro
+from conftest import write_tone
 
-from jaxser import cv
+from jaxser import checkpoint, cv, extract, wav2vec
+from jaxser.architecture import LARGE
 from jaxser.heads import DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.cv")]
+CALLED = {"jaxser.cv": cv.Config, "jaxser.extract": extract.Config}
+COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.")]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--help" not in c])
 def test_commands_parse(command: str):
-    cv.resolve(tyro.cli(cv.Config, args=shlex.split(command)[3:]))
+    _, _, module, *flags = shlex.split(command)
+    config = tyro.cli(CALLED[module], args=flags)
+    extract.check(config)
+    if module == "jaxser.cv":
+        cv.resolve(config)
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    params = wav2vec.random_params(LARGE, 0)
+    about = {"config": LARGE.to_json(), "encoder_digest": checkpoint.tree_digest(params)}
+    checkpoint.save(tmp_path / "weights", wav2vec.KIND, params, about)
+    recording = write_tone(tmp_path / "recording.wav", 1.0)
+    example = example.replace("PATH/TO/wav2vec-large", str(tmp_path / "weights"))
+    found: dict = {}
+    exec(example.replace("PATH/TO/recording.wav", str(recording)), found)  # our own text
+    assert found["c"].shape == (1, 98, 512)
+    assert found["frames"].tolist() == [98]
 
 
 def test_exactly_two_commands_to_begin_with():
