@@ -40,7 +40,6 @@ EPSILON = 1e-5
 SPECTRAL_KERNELS = range(5, spectral.LONGEST + 1)
 """Context kernels of so many frames go through `spectral` on a CPU; shorter ones gain nothing by it."""
 
-
 NORM = {"scale": 1, "bias": 0}
 """Where the norms' parameters start."""
 
@@ -90,7 +89,7 @@ def convolve(x: Float[Array, "b t1 c"], kernel: Float[Array, "k c d"], stride: i
 def group_norm(x: Float[Array, "b t d"], frames: Int[Array, " b"], scale: Any, bias: Any) -> Float[Array, "b t d"]:
     """Group norm with one group: statistics over all channels and the first `frames` frames of each member."""
     mask = valid(frames, x.shape[1])[:, :, None]
-    count = jnp.maximum(frames * x.shape[2], 1).astype(x.dtype)[:, None, None]
+    count = jnp.maximum(frames, 1).astype(x.dtype)[:, None, None] * x.shape[2]  # an hour of audio is past 32-bit integers
     # Two passes: a mean of squares less a squared mean loses all digits where the mean is large.
     mean = jnp.where(mask, x, 0).sum((1, 2), keepdims=True) / count
     variance = jnp.where(mask, jnp.square(x - mean), 0).sum((1, 2), keepdims=True) / count
@@ -119,11 +118,10 @@ class Wav2Vec(nn.Module):
         """z, c and the number of valid frames. What lies beyond a length is not looked at; frames beyond theirs are zero."""
         config = self.config
         x = jnp.where(valid(lengths, waveforms.shape[1]), waveforms, 0)[:, :, None]
-        frames = lengths
+        frames, affine = lengths, not config.non_affine_group_norm
         for i, (channels, kernel, stride) in enumerate(config.conv_feature_layers):
             before, residual = frames, x
             frames = frames_of_layer(frames, kernel, stride)
-            affine = not config.non_affine_group_norm
             x = Block(channels, kernel, stride, self.dtype, False, affine, name=f"encoder_{i}")(x, frames)
             if config.skip_connections_feat and residual.shape[2] == channels:
                 x = (x + _strided(residual, before, frames, x.shape[1])) * config.residual_scale**0.5
