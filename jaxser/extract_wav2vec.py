@@ -93,9 +93,10 @@ def parts(
         plan = plan_parts(tasks, seconds, budget.batch_seconds * budget.batches_a_part * encoder.mesh.size)
         ahead: deque[list[Future[Clip]]] = deque()
         with tqdm(
-            total=round(sum(seconds), 1),
+            total=sum(seconds),
             desc="wav2vec",
             unit=" s of audio",
+            bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]",
             disable=not sys.stderr.isatty(),
             leave=False,
         ) as bar:
@@ -171,7 +172,7 @@ def _encode(
         for row, clip in enumerate(batch):
             seconds = len(clip.waveform) / audio.SAMPLE_RATE
             entries[clip.content] = Entry(clip.content, features[row, : frames[row]].copy(), clip.sound, seconds)
-            bar.update(round(seconds, 3))
+            bar.update(seconds)
 
     under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()
     for length, group in by_length.items():
