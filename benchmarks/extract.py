@@ -129,7 +129,7 @@ def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dty
     """A function that runs one batch of clips through one system and returns z and c when they are there."""
     waveforms, lengths = clips(batch)
     if system.startswith("jaxser"):
-        encoder = wav2vec.make_encoder(LARGE, our_params(model), "", dtype)
+        encoder = wav2vec.make_encoder(LARGE, our_params(model), dtype)
         if system == "jaxser direct":
             plain = wav2vec.Wav2Vec(LARGE, jnp.dtype(dtype))
             encoder = wav2vec.Encoder(LARGE, jax.device_put(our_params(model)), "", dtype, plain, encoder.mesh)

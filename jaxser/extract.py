@@ -57,6 +57,10 @@ class Config:
     """Where features are stored between runs."""
 
 
+FLAGS_OF = {"lld": ("lld_window", "lld_hop"), "wav2vec": ("weights", "layer", "precision")}
+"""Flags that one kind of features alone knows. Given with another they would change nothing, silently."""
+
+
 @dataclass(frozen=True)
 class Extractor:
     """Features of one kind with one set of settings."""
@@ -101,12 +105,11 @@ def check(config: Config) -> None:
     demand_at_least(config, {"max_seconds": 0, "jobs": 0})
     if config.features == "wav2vec" and config.weights is None:
         raise CallError("--features wav2vec needs --weights: a folder from `python -m convert.wav2vec`, or random:SEED")
-    if config.features != "wav2vec":
-        for name in ("weights", "layer", "precision"):
-            if getattr(config, name) != Config.__dataclass_fields__[name].default:
-                raise CallError(f"--{name} {getattr(config, name)} goes with --features wav2vec")
-    elif config.precision == "bfloat16":
-        wav2vec.demand_accelerator()
+    for features, flags in FLAGS_OF.items():
+        for name in flags:
+            value = getattr(config, name)
+            if features != config.features and value != Config.__dataclass_fields__[name].default:
+                raise CallError(f"--{name.replace('_', '-')} {value} goes with --features {features}")
 
 
 def demand_at_least(config: Any, least: Mapping[str, int]) -> None:

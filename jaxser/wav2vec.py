@@ -7,6 +7,7 @@ shorter members. Here a batch gives what each utterance alone gives, and what fa
 Source: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec.py. The flags of `architecture.Config` have their names there.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxser import checkpoint, spectral
 from jaxser.architecture import ARCHITECTURES, Config, frames_of_layer
-from jaxser.errors import CallError
+from jaxser.digests import text_digest
+from jaxser.errors import CallError, WorkError
 
 KIND = "a wav2vec encoder"
 """What its checkpoints say that they hold."""
@@ -172,7 +174,7 @@ class Encoder:
     config: Config
     params: Mapping[str, Any]
     digest: str
-    """sha256 of the weights as they were converted or drawn, before any transformation for speed."""
+    """`encoder_digest` of the weights as they were converted or drawn, before any transformation for speed."""
     precision: Precision
     model: Wav2Vec
     mesh: Mesh
@@ -207,23 +209,32 @@ def _apply(model: Wav2Vec, mesh: Mesh, params: Any, waveforms: Array, lengths: A
     return jax.shard_map(on_each, mesh=mesh, in_specs=(alone, shared, shared), out_specs=shared)(params, waveforms, lengths)
 
 
-def make_encoder(config: Config, params: Mapping[str, Any], digest: str, precision: Precision = "float32") -> Encoder:
-    """An encoder on all local devices. Raises CallError for bfloat16 on a CPU."""
+def encoder_digest(config: Config, params: Mapping[str, Any]) -> str:
+    """What names an encoder: the sha256 of its configuration and its weights, without the prediction head."""
+    return text_digest(json.dumps(config.to_json(), sort_keys=True) + checkpoint.tree_digest(params))
+
+
+def save(path: str | Path, config: Config, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write weights that `load` reads: the parameters of Wav2Vec(config), with or without a prediction head beside them.
+
+    `about` is plain data that goes with them. Raises CallError where something is at `path` already.
+    """
+    features = {name: value for name, value in params.items() if name != PREDICTIONS}
+    known = {"config": config.to_json(), "encoder_digest": encoder_digest(config, features)}
+    checkpoint.save(path, KIND, params, {**about, **known})
+
+
+def make_encoder(config: Config, params: Mapping[str, Any], precision: Precision = "float32") -> Encoder:
+    """An encoder on all local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
     on_cpu = jax.default_backend() == "cpu"
-    if precision == "bfloat16":
-        demand_accelerator()
-    model = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu)
+    if precision == "bfloat16" and on_cpu:
+        raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
+    model, digest = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu), encoder_digest(config, params)
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     if on_cpu:
         params = spectral_params(config, params)
     params = jax.device_put(dict(params), NamedSharding(mesh, PartitionSpec()))
     return Encoder(config, params, digest, precision, model, mesh)
-
-
-def demand_accelerator() -> None:
-    """Raise CallError on a CPU, where bfloat16 is slower than float32 and less exact."""
-    if jax.default_backend() == "cpu":
-        raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
 
 
 def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
@@ -232,17 +243,19 @@ def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
     Raises CallError where there is no such checkpoint and WorkError where it is damaged.
     """
     if drawn := _drawn(weights):
-        params = random_params(*drawn)
-        return make_encoder(drawn[0], params, checkpoint.tree_digest(params), precision)
+        return make_encoder(drawn[0], random_params(*drawn), precision)
     params, note = checkpoint.load(weights, KIND)
     params.pop(PREDICTIONS, None)
-    return make_encoder(Config.from_json(note["config"]), params, note["encoder_digest"], precision)
+    encoder = make_encoder(Config.from_json(note["config"]), params, precision)
+    if encoder.digest != note["encoder_digest"]:
+        raise WorkError(f"{weights} is damaged: its configuration is not the one that its weights were written with")
+    return encoder
 
 
 def identify(weights: str | Path) -> tuple[Config, str, bool]:
     """The architecture of an encoder, the digest of its weights and whether they are random, without making it."""
     if drawn := _drawn(weights):
-        return drawn[0], checkpoint.tree_digest(random_params(*drawn)), True
+        return drawn[0], encoder_digest(drawn[0], random_params(*drawn)), True
     note = checkpoint.about(weights, KIND)
     return Config.from_json(note["config"]), note["encoder_digest"], False
 

@@ -14,7 +14,7 @@ from conftest import write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import audio, checkpoint, corpora, cv, extract, wav2vec
+from jaxser import audio, corpora, cv, extract, wav2vec
 from jaxser.architecture import NANO
 from jaxser.errors import CallError, WorkError
 from jaxser.extract_wav2vec import REFERENCE, padded_length, plan_parts
@@ -114,9 +114,7 @@ def test_a_store_made_by_other_weights_is_refused(table: Path, tmp_path: Path):
 
 
 def save_nano(path: Path, seed: int = 5) -> str:
-    params = wav2vec.random_params(NANO, seed)
-    about = {"config": NANO.to_json(), "encoder_digest": checkpoint.tree_digest(params)}
-    checkpoint.save(path, wav2vec.KIND, params, about)
+    wav2vec.save(path, NANO, wav2vec.random_params(NANO, seed), {})
     return str(path)
 
 
@@ -141,6 +139,7 @@ def test_the_store_is_enough_when_audio_and_weights_are_gone(table: Path, tmp_pa
         ({"precision": "bfloat16"}, "bfloat16 is for GPU and TPU"),
         ({"features": "lld"}, "--weights random-nano:0 goes with --features wav2vec"),
         ({"features": "lld", "weights": None, "layer": "z"}, "--layer z goes with --features wav2vec"),
+        ({"lld_window": 25.0}, "--lld-window 25.0 goes with --features lld"),
     ],
 )
 def test_wrong_calls(table: Path, tmp_path: Path, changes: dict, message: str):

@@ -8,7 +8,7 @@ import pytest
 import tyro
 from conftest import write_tone
 
-from jaxser import checkpoint, cv, extract, wav2vec
+from jaxser import cv, extract, wav2vec
 from jaxser.architecture import LARGE
 from jaxser.heads import DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
 
@@ -28,9 +28,7 @@ def test_commands_parse(command: str):
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    params = wav2vec.random_params(LARGE, 0)
-    about = {"config": LARGE.to_json(), "encoder_digest": checkpoint.tree_digest(params)}
-    checkpoint.save(tmp_path / "weights", wav2vec.KIND, params, about)
+    wav2vec.save(tmp_path / "weights", LARGE, wav2vec.random_params(LARGE, 0), {})
     recording = write_tone(tmp_path / "recording.wav", 1.0)
     example = example.replace("PATH/TO/wav2vec-large", str(tmp_path / "weights"))
     found: dict = {}

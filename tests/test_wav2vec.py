@@ -12,7 +12,7 @@ import pytest
 
 from jaxser import checkpoint, wav2vec
 from jaxser.architecture import BASE, LARGE, NANO
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 
 
 @pytest.fixture(scope="module")
@@ -119,23 +119,31 @@ def test_random_weights_are_torchs_and_named_by_their_seed():
     assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.01)
     assert (one["encoder_0"]["scale"] == 1).all()
     assert (one["encoder_0"]["bias"] == 0).all()
-    assert wav2vec.identify("random-base:7") == (BASE, checkpoint.tree_digest(wav2vec.random_params(BASE, 7)), True)
+    assert wav2vec.identify("random-base:7") == (BASE, wav2vec.encoder_digest(BASE, wav2vec.random_params(BASE, 7)), True)
     with pytest.raises(CallError, match=r"random-huge:0: random weights are made for large, base, nano"):
         wav2vec.load("random-huge:0")
 
 
 def test_a_checkpoint_is_what_was_saved(tmp_path: Path):
     params = wav2vec.random_params(NANO, 3)
-    digest = checkpoint.tree_digest(params)
+    digest = wav2vec.encoder_digest(NANO, params)
     head = {wav2vec.PREDICTIONS: {"kernel": np.zeros((12, 128, 128), np.float32), "bias": np.zeros(128, np.float32)}}
-    about = {"config": NANO.to_json(), "encoder_digest": digest}
-    checkpoint.save(tmp_path / "w", wav2vec.KIND, params | head, about)
+    wav2vec.save(tmp_path / "w", NANO, params | head, {"from": "nowhere"})
+    assert checkpoint.about(tmp_path / "w", wav2vec.KIND)["from"] == "nowhere"
     assert wav2vec.identify(tmp_path / "w") == (NANO, digest, False)
     waveforms, lengths = noise(1, 4_000), np.array([4_000])
     for one, two in zip(
         wav2vec.load(tmp_path / "w")(waveforms, lengths), wav2vec.load("random-nano:3")(waveforms, lengths), strict=True
     ):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_flag_that_was_changed_by_hand_is_seen(tmp_path: Path):
+    wav2vec.save(tmp_path / "w", NANO, wav2vec.random_params(NANO, 0), {})
+    note = tmp_path / "w" / "about" / "metadata"
+    note.write_text(note.read_text().replace('"log_compression": true', '"log_compression": false'))
+    with pytest.raises(WorkError, match="its configuration is not the one that its weights were written with"):
+        wav2vec.load(tmp_path / "w")
 
 
 def test_a_batch_is_shared_out_among_devices(tmp_path: Path):
