@@ -28,8 +28,7 @@ from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, 
 from convert.wav2vec import Call, port_wav2vec
 from convert.wav2vec import main as convert
 from jaxser import audio, corpora, extract, wav2vec
-from jaxser.architecture import LARGE
-from jaxser.architecture import Config as Architecture
+from jaxser.architecture import LARGE, Architecture
 from jaxser.digests import write_json
 from jaxser.errors import CallError
 

@@ -14,7 +14,7 @@ import tyro
 from convert.port import Rule, port
 from convert.reader import Source, read
 from jaxser import checkpoint, wav2vec
-from jaxser.architecture import ARCHITECTURES, Config, Layer
+from jaxser.architecture import ARCHITECTURES, Architecture, Layer
 from jaxser.audio import SAMPLE_RATE
 from jaxser.command import run_command
 from jaxser.digests import file_digest
@@ -103,7 +103,7 @@ def main(call: Call) -> None:
         print(f"{name:<11}{text}")
 
 
-def config_of(source: Source, stated: Call) -> Config:
+def config_of(source: Source, stated: Call) -> Architecture:
     """The architecture, from the checkpoint's own options and, where it has none, those of the call.
 
     Raises CallError for what is not supported, not stated anywhere, or stated twice and differently.
@@ -122,7 +122,7 @@ def config_of(source: Source, stated: Call) -> Config:
         "non_affine_group_norm": "feature_extractor.conv_layers.0.2.weight" not in source.tensors,
     }
     missing = []
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(Architecture):
         name = field.name
         found, given = options.get(name, values.get(name)), getattr(stated, name, None)
         if name.endswith("_layers"):
@@ -136,7 +136,7 @@ def config_of(source: Source, stated: Call) -> Config:
         raise CallError(
             f"{stated.checkpoint} does not say how its model is built, nor do its weights show it: give {', '.join(missing)}"
         )
-    return Config.from_json(values)
+    return Architecture.from_json(values)
 
 
 def parse_layers(name: str, text: Any) -> tuple[Layer, ...] | None:
@@ -165,7 +165,7 @@ def _value(node: ast.expr) -> Any:
     raise ValueError("not a list of layers")
 
 
-def port_wav2vec(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
+def port_wav2vec(tensors: Mapping[str, np.ndarray], config: Architecture) -> dict[str, Any]:
     """The parameters of Wav2Vec(config), with the prediction head beside them under PREDICTIONS."""
     steps = tensors.get("wav2vec_predictions.project_to_steps.weight", np.zeros((0, 0, 0, 12))).shape[-1]
     z, c = config.width
@@ -173,7 +173,7 @@ def port_wav2vec(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str,
     return port(tensors, RULES, {**wav2vec.parameter_shapes(config), wav2vec.PREDICTIONS: head})
 
 
-def check_forward(config: Config, params: Mapping[str, Any]) -> str:
+def check_forward(config: Architecture, params: Mapping[str, Any]) -> str:
     """Run one second of noise through the model; a WorkError where what comes out cannot be right."""
     samples = max(SAMPLE_RATE, config.receptive_field[0] + config.stride)
     noise = np.random.default_rng(0).normal(0, 0.1, (1, samples)).astype(np.float32)
@@ -184,7 +184,7 @@ def check_forward(config: Config, params: Mapping[str, Any]) -> str:
     return f"1 s of noise: {int(frames[0])} frames, z within {float(abs(z).max()):.3g}, c within {float(abs(c).max()):.3g}"
 
 
-def variant_of(config: Config) -> str:
+def variant_of(config: Architecture) -> str:
     """The published name of an architecture, or that it has none."""
     for name, known in ARCHITECTURES.items():
         if config == known:

@@ -19,8 +19,8 @@ def frames_of_layer(frames: Any, kernel: int, stride: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Config:
-    """An architecture. No flag has a default: five of them leave no trace in the weights, and a wrong guess stays unseen."""
+class Architecture:
+    """Layers and flags. No flag has a default: five of them leave no trace in the weights, and a wrong guess stays unseen."""
 
     conv_feature_layers: tuple[Layer, ...]
     conv_aggregator_layers: tuple[Layer, ...]
@@ -66,7 +66,7 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Config":
+    def from_json(cls, values: Mapping[str, Any]) -> "Architecture":
         """A configuration from plain data that somebody else wrote. Raises CallError for entries that are unknown, missing
         or make no sense."""
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
@@ -95,7 +95,7 @@ def _layers(name: str, given: Any) -> tuple[Layer, ...]:
 
 _LARGE_ENCODER = ((512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 4, 2), (512, 1, 1), (512, 1, 1))
 
-LARGE = Config(
+LARGE = Architecture(
     conv_feature_layers=_LARGE_ENCODER,
     conv_aggregator_layers=tuple((512, kernel, 1) for kernel in range(2, 14)),
     log_compression=True,

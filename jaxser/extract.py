@@ -14,7 +14,7 @@ import tyro
 from platformdirs import user_cache_path
 
 from jaxser import audio, corpora, extract_lld, extract_wav2vec, lld, synthetic, wav2vec
-from jaxser.architecture import Config as Architecture
+from jaxser.architecture import Architecture
 from jaxser.command import run_command
 from jaxser.corpora import Corpus, Utterance
 from jaxser.digests import digests, write_json

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxser import audio, wav2vec
-from jaxser.architecture import Config
+from jaxser.architecture import Architecture
 from jaxser.store import Entry
 
 Layer = Literal["z", "c"]
@@ -56,7 +56,7 @@ class Clip(NamedTuple):
 
 
 def settings(
-    config: Config,
+    config: Architecture,
     digest: str,
     random: bool,
     layer: Layer = "c",

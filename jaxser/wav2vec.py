@@ -4,7 +4,7 @@ One departure from fairseq, on purpose: a batch comes with the lengths of its me
 over each member's own valid frames. fairseq has no lengths; there, zeros that fill up a batch change every frame of the
 shorter members. Here a batch gives what each utterance alone gives, and what fairseq gives for it alone.
 
-Source: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec.py. The flags of `architecture.Config` have their names there.
+Source: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec.py. The flags of `Architecture` have their names there.
 """
 
 import json
@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxser import checkpoint, spectral
-from jaxser.architecture import ARCHITECTURES, Config, frames_of_layer
+from jaxser.architecture import ARCHITECTURES, Architecture, frames_of_layer
 from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
 
@@ -109,7 +109,7 @@ class Wav2Vec(nn.Module):
     With `spectral`, the context kernels named by SPECTRAL_KERNELS are expected as `spectral_params` makes them.
     """
 
-    config: Config
+    config: Architecture
     dtype: Any = jnp.float32
     spectral: bool = False
 
@@ -157,7 +157,7 @@ def _strided(x: Array, before: Array, after: Array, width: int) -> Array:
     return jnp.take_along_axis(x, place[:, :, None], axis=1)
 
 
-def spectral_params(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
+def spectral_params(config: Architecture, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that Wav2Vec(config, spectral=True) takes."""
     params = dict(params)
     for i, (_, kernel, _) in enumerate(config.conv_aggregator_layers):
@@ -171,7 +171,7 @@ def spectral_params(config: Config, params: Mapping[str, Any]) -> dict[str, Any]
 class Encoder:
     """A wav2vec with its weights, ready to be called."""
 
-    config: Config
+    config: Architecture
     params: Mapping[str, Any]
     digest: str
     """`encoder_digest` of the weights as they were converted or drawn, before any transformation for speed."""
@@ -209,12 +209,12 @@ def _apply(model: Wav2Vec, mesh: Mesh, params: Any, waveforms: Array, lengths: A
     return jax.shard_map(on_each, mesh=mesh, in_specs=(alone, shared, shared), out_specs=shared)(params, waveforms, lengths)
 
 
-def encoder_digest(config: Config, params: Mapping[str, Any]) -> str:
+def encoder_digest(config: Architecture, params: Mapping[str, Any]) -> str:
     """What names an encoder: the sha256 of its configuration and its weights, without the prediction head."""
     return text_digest(json.dumps(config.to_json(), sort_keys=True) + checkpoint.tree_digest(params))
 
 
-def save(path: str | Path, config: Config, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save(path: str | Path, config: Architecture, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write weights that `load` reads: the parameters of Wav2Vec(config), with or without a prediction head beside them.
 
     `about` is plain data that goes with them. Raises CallError where something is at `path` already.
@@ -224,7 +224,7 @@ def save(path: str | Path, config: Config, params: Mapping[str, Any], about: Map
     checkpoint.save(path, KIND, params, {**about, **known})
 
 
-def make_encoder(config: Config, params: Mapping[str, Any], precision: Precision = "float32") -> Encoder:
+def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Precision = "float32") -> Encoder:
     """An encoder on all local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
     on_cpu = jax.default_backend() == "cpu"
     if precision == "bfloat16" and on_cpu:
@@ -246,27 +246,27 @@ def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
         return make_encoder(drawn[0], random_params(*drawn), precision)
     params, note = checkpoint.load(weights, KIND)
     params.pop(PREDICTIONS, None)
-    encoder = make_encoder(Config.from_json(note["config"]), params, precision)
+    encoder = make_encoder(Architecture.from_json(note["config"]), params, precision)
     if encoder.digest != note["encoder_digest"]:
         raise WorkError(f"{weights} is damaged: its configuration is not the one that its weights were written with")
     return encoder
 
 
-def identify(weights: str | Path) -> tuple[Config, str, bool]:
+def identify(weights: str | Path) -> tuple[Architecture, str, bool]:
     """The architecture of an encoder, the digest of its weights and whether they are random, without making it."""
     if drawn := _drawn(weights):
         return drawn[0], encoder_digest(drawn[0], random_params(*drawn)), True
     note = checkpoint.about(weights, KIND)
-    return Config.from_json(note["config"]), note["encoder_digest"], False
+    return Architecture.from_json(note["config"]), note["encoder_digest"], False
 
 
-def parameter_shapes(config: Config) -> dict[str, Any]:
+def parameter_shapes(config: Architecture) -> dict[str, Any]:
     """The tree of parameters as jax.ShapeDtypeStruct, with nothing computed."""
     waveforms = jnp.zeros((1, config.receptive_field[0]))
     return jax.eval_shape(Wav2Vec(config).init, jax.random.key(0), waveforms, jnp.array([1]))["params"]
 
 
-def random_params(config: Config, seed: int) -> dict[str, Any]:
+def random_params(config: Architecture, seed: int) -> dict[str, Any]:
     """Weights as they are before any training: an untrained network, for comparison.
 
     Distributed as fairseq's (torch's Conv1d): kernels and their biases uniform within fan_in ** -0.5, norms 1 and 0.
@@ -287,7 +287,7 @@ def random_params(config: Config, seed: int) -> dict[str, Any]:
     return params
 
 
-def _drawn(weights: str | Path) -> tuple[Config, int] | None:
+def _drawn(weights: str | Path) -> tuple[Architecture, int] | None:
     found = re.fullmatch(r"random(?:-(\w+))?:(\d+)", str(weights))
     if not found:
         return None

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxser.architecture import ARCHITECTURES, BASE, LARGE, NANO, Config
+from jaxser.architecture import ARCHITECTURES, BASE, LARGE, NANO, Architecture
 from jaxser.errors import CallError
 
 
@@ -25,7 +25,7 @@ def test_the_published_context_of_base():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_through_json_and_back(name: str):
     config = ARCHITECTURES[name]
-    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert Architecture.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_through_json_and_back(name: str):
 )
 def test_senseless_configurations(change: dict, message: str):
     with pytest.raises(CallError, match=re.escape(message)):
-        Config.from_json(LARGE.to_json() | change)
+        Architecture.from_json(LARGE.to_json() | change)
 
 
 def test_every_entry_must_be_stated():
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(Architecture):
         values = {name: value for name, value in LARGE.to_json().items() if name != field.name}
         with pytest.raises(CallError, match=field.name):
-            Config.from_json(values)
+            Architecture.from_json(values)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxser import checkpoint, wav2vec
-from jaxser.architecture import Config
+from jaxser.architecture import Architecture
 from jaxser.errors import CallError, WorkError
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from convert import wav2vec as convert  # noqa: E402
 from convert.port import Rule, port  # noqa: E402
 
-SMALL = Config(
+SMALL = Architecture(
     conv_feature_layers=((8, 10, 5), (8, 8, 4), (12, 4, 2)),
     conv_aggregator_layers=((12, 2, 1), (16, 3, 1)),
     log_compression=True,
@@ -36,14 +36,14 @@ SMALL = Config(
 SEEN_IN_WEIGHTS = ("no_conv_bias", "non_affine_group_norm")
 
 
-def options_of(config: Config) -> dict[str, Any]:
+def options_of(config: Architecture) -> dict[str, Any]:
     values = config.to_json()
     for name in ("conv_feature_layers", "conv_aggregator_layers"):
         values[name] = str([tuple(layer) for layer in values[name]])
     return values | {"aggregator": "cnn", "prediction_steps": 12, "arch": "wav2vec", "gru_dim": 512, "offset": "auto"}
 
 
-def tensors_of(config: Config) -> dict[str, Any]:
+def tensors_of(config: Architecture) -> dict[str, Any]:
     """Random tensors under fairseq's names, in its layouts."""
     torch.manual_seed(0)
     found, channels = {}, 1
@@ -149,7 +149,7 @@ def test_what_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert text in printed
     about = checkpoint.about(tmp_path / "out", wav2vec.KIND)
     assert about["source"] == {"file": "given.pt", "sha256": sha, "form": "fairseq, options in args"}
-    assert Config.from_json(about["config"]) == SMALL
+    assert Architecture.from_json(about["config"]) == SMALL
     encoder = wav2vec.load(tmp_path / "out")
     _, c, frames = encoder(np.random.default_rng(0).normal(0, 0.1, (1, 800)).astype(np.float32), np.array([800]))
     assert c.shape[1:] == (int(frames[0]), 16)

@@ -26,7 +26,7 @@ def test_commands_parse(command: str):
         cv.resolve(config)
 
 
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_python_example_runs(tmp_path: Path):
     (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     wav2vec.save(tmp_path / "weights", LARGE, wav2vec.random_params(LARGE, 0), {})
     recording = write_tone(tmp_path / "recording.wav", 1.0)

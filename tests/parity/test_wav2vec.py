@@ -11,7 +11,7 @@ from conftest import save_as_of_2019
 
 from convert.wav2vec import Call, main
 from jaxser import checkpoint, wav2vec
-from jaxser.architecture import Config
+from jaxser.architecture import Architecture
 
 SHAPES = {
     "large": {},
@@ -69,7 +69,7 @@ class Pair:
     prepared: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Architecture:
         return self.encoder.config
 
     def in_precision(self, dtype: Any) -> tuple[Any, Any]:
