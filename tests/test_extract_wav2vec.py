@@ -43,7 +43,7 @@ def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], d
     length = dict(zip(tasks, seconds, strict=True))
     longest_first = [length[task] for part in plan for task in part]
     assert longest_first == sorted(longest_first, reverse=True)
-    assert all(sum(length[task] for task in part[:-1]) < 60 for part in plan)
+    assert all(sum(length[task] for task in part[:-1]) < 60 + 1e-9 for part in plan)  # sums of tenths are not exact
     left = [task for part in plan[done:] for task in part]
     random.Random(0).shuffle(left)
     assert plan_parts(left, [length[task] for task in left], 60.0) == plan[done:]

@@ -1,0 +1,105 @@
+"""The systems that are timed: a batch of 5 s clips through jaxser, through fairseq's own code, through the masked twin."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks import torch_twins
+from benchmarks.timing import take_turns
+from convert.wav2vec import port_wav2vec
+from jaxser import audio, wav2vec
+from jaxser.architecture import LARGE, Architecture
+
+CLIP_SECONDS = 5
+SYSTEMS = ("jaxser", "jaxser direct", "fairseq", "fairseq compiled", "masked twin", "masked twin compiled")
+Dtype = Literal["float32", "bfloat16"]
+
+
+def clips(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise at the level of speech, f32[batch, 80000], and its lengths."""
+    samples = CLIP_SECONDS * audio.SAMPLE_RATE
+    waveforms = np.random.default_rng(batch).normal(0, 0.1, (batch, samples)).astype(np.float32)
+    return waveforms, np.full(batch, samples)
+
+
+def our_params(model: torch.nn.Module | None) -> dict[str, Any]:
+    """The torch model's weights as ours; any weights where there is no model."""
+    if model is None:
+        return wav2vec.random_params(LARGE, 0)
+    params = port_wav2vec({name: tensor.float().numpy() for name, tensor in model.state_dict().items()}, LARGE)
+    return {name: value for name, value in params.items() if name != wav2vec.PREDICTIONS}
+
+
+def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dtype) -> Callable[[], Any]:
+    """A function that runs one batch of clips through one system and returns z and c when they are there."""
+    waveforms, lengths = clips(batch)
+    if system.startswith("jaxser"):
+        encoder = wav2vec.make_encoder(LARGE, our_params(model), dtype)
+        if system == "jaxser direct":
+            plain = wav2vec.Wav2Vec(LARGE, jnp.dtype(dtype))
+            encoder = wav2vec.Encoder(LARGE, jax.device_put(our_params(model)), "", dtype, plain, encoder.mesh)
+        return lambda: jax.block_until_ready(encoder(waveforms, lengths)[:2])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, getattr(torch, dtype))
+    source = torch.from_numpy(waveforms).to(device, getattr(torch, dtype))
+    counts = torch.from_numpy(lengths).to(device)
+    if system.startswith("fairseq"):
+        forward: Callable[..., Any] = lambda x: ((z := model.feature_extractor(x)), model.feature_aggregator(z))  # noqa: E731
+        inputs: tuple[Any, ...] = (source,)
+    else:
+        forward, inputs = torch_twins.MaskedTwin(model), (source, counts)
+    if system.endswith("compiled"):
+        forward = torch.compile(forward, dynamic=False)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            out = forward(*inputs)
+            if device == "cuda":
+                torch.cuda.synchronize()
+        return out
+
+    return call
+
+
+def ceiling(dtype: Dtype, size: int = 2048) -> dict[str, float]:
+    """GFLOP/s of a plain square matrix product, here and now: the most that any model could reach."""
+    a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    ours = jax.device_put(a).astype(dtype)
+    theirs = torch.from_numpy(a).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
+    product = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
+
+    def torchs() -> None:
+        (theirs @ theirs)[0, 0].item()
+
+    timings = take_turns({"jax": lambda: product(ours, ours).block_until_ready(), "torch": torchs}, 9)
+    return {name: 2e-9 * size**3 / min(timing.rounds) for name, timing in timings.items()}
+
+
+def errors_against_float64(model: torch.nn.Module, dtype: Dtype) -> dict[str, float]:
+    """The largest error of z and c over one clip against the masked twin in float64, the weights being the same."""
+    waveforms, lengths = clips(1)
+    found = {}
+    calls = {name: clip_call(name, 1, model, dtype) for name in ("jaxser", "jaxser direct", "fairseq", "masked twin")}
+    for name, call in calls.items():
+        transposed = name.startswith("jaxser")
+        found[name] = [np.asarray(x) if transposed else x.float().cpu().numpy().swapaxes(1, 2) for x in call()]
+    twin = torch_twins.MaskedTwin(model.cpu().double())
+    with torch.inference_mode():
+        exact = [x.numpy().swapaxes(1, 2) for x in twin(torch.from_numpy(waveforms).double(), torch.from_numpy(lengths))]
+    model.float()
+    return {name: max(float(np.abs(a - b).max()) for a, b in zip(out, exact, strict=True)) for name, out in found.items()}
+
+
+def gflop_per_second(config: Architecture) -> float:
+    """Nominal work a second of audio, in GFLOP: two for each weight of a convolution and frame."""
+    rate, work, channels = float(audio.SAMPLE_RATE), 0.0, 1
+    for width, kernel, stride in config.conv_feature_layers + config.conv_aggregator_layers:
+        rate /= stride
+        work += 2e-9 * rate * width * kernel * channels
+        channels = width
+    return work
