@@ -75,8 +75,7 @@ def test_damage_is_seen(saved: Path, harm: str):
         checkpoint.load(saved, "a thing")
 
 
-def test_what_a_kill_leaves_is_not_read(saved: Path, tmp_path: Path):
-    # Orbax writes under another name and renames: what lies there when the writer is killed is not the checkpoint's path.
+def test_a_folder_without_its_description_is_not_read(saved: Path):
     (saved / "about" / "metadata").unlink()
     with pytest.raises(CallError, match="not a whole one"):
         checkpoint.load(saved, "a thing")
