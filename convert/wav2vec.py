@@ -1,6 +1,5 @@
 """python -m convert.wav2vec CHECKPOINT OUT: wav2vec weights from fairseq or s3prl into a checkpoint of jaxser's own."""
 
-import ast
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import tyro
 from convert.port import Rule, port
 from convert.reader import Source, read
 from jaxser import checkpoint, wav2vec
-from jaxser.architecture import ARCHITECTURES, Architecture, Layer
+from jaxser.architecture import ARCHITECTURES, Architecture, parse_layers
 from jaxser.audio import SAMPLE_RATE
 from jaxser.command import run_command
 from jaxser.digests import file_digest
@@ -137,32 +136,6 @@ def config_of(source: Source, stated: Call) -> Architecture:
             f"{stated.checkpoint} does not say how its model is built, nor do its weights show it: give {', '.join(missing)}"
         )
     return Architecture.from_json(values)
-
-
-def parse_layers(name: str, text: Any) -> tuple[Layer, ...] | None:
-    """fairseq's layer lists: Python lists as text, in which lists may be added and repeated. It evaluates them; here only
-    lists, tuples, whole numbers, + and * are understood, and anything else is a CallError."""
-    if text is None or not isinstance(text, str):
-        return None if text is None else tuple(tuple(layer) for layer in text)
-    try:
-        layers = _value(ast.parse(text.strip(), mode="eval").body)
-        return tuple(tuple(layer) for layer in layers)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        raise CallError(f"{name} {text[:80]!r} is no list of layers (channels, kernel, stride)") from None
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return node.value
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item) for item in node.elts]
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
-            return left + right
-        if isinstance(node.op, ast.Mult) and isinstance(left, list) and isinstance(right, int) and len(left) * right <= 1000:
-            return left * right
-    raise ValueError("not a list of layers")
 
 
 def port_wav2vec(tensors: Mapping[str, np.ndarray], config: Architecture) -> dict[str, Any]:

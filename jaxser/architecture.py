@@ -1,5 +1,6 @@
 """What a wav2vec is made of: its layers and flags, and the published variants. No arrays here."""
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,6 +92,32 @@ def _layers(name: str, given: Any) -> tuple[Layer, ...]:
     if not layers or any(len(layer) != 3 or any(type(n) is not int or n < 1 for n in layer) for layer in layers):
         raise CallError(f"{name} {given!r}: each layer is (channels, kernel, stride), whole numbers from 1")
     return layers
+
+
+def parse_layers(name: str, text: Any) -> tuple[Layer, ...] | None:
+    """fairseq's layer lists: Python lists as text, in which lists may be added and repeated. It evaluates them; here only
+    lists, tuples, whole numbers, + and * are understood, and anything else is a CallError."""
+    if text is None or not isinstance(text, str):
+        return None if text is None else tuple(tuple(layer) for layer in text)
+    try:
+        layers = _value(ast.parse(text.strip(), mode="eval").body)
+        return tuple(tuple(layer) for layer in layers)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise CallError(f"{name} {text[:80]!r} is no list of layers (channels, kernel, stride)") from None
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
+            return left + right
+        if isinstance(node.op, ast.Mult) and isinstance(left, list) and isinstance(right, int) and len(left) * right <= 1000:
+            return left * right
+    raise ValueError("not a list of layers")
 
 
 _LARGE_ENCODER = ((512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 4, 2), (512, 1, 1), (512, 1, 1))

@@ -38,12 +38,40 @@ def load(path: str | Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "fi
     """
     signal, rate = _decode(Path(path))
     signal = crop(resample(signal, rate), max_seconds, crop_to)
+    _demand_sound(signal, f"the {crop_to} {max_seconds:g} s" if max_seconds else "it")
+    return signal
+
+
+def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray, " s"]:
+    """Read `samples` of a file from sample `start` on, both counted at 16 kHz, without decoding the rest.
+
+    For long recordings. Near its two ends a part that had to be resampled differs a little from the same samples of the
+    whole, for the filter sees silence there. Raises AudioError as `load` does; a damage elsewhere in the file is not seen.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
+            signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"not readable as audio: {_reason(error)}") from None
+    signal = resample(signal.mean(axis=1, dtype=np.float32), rate)[:samples]
+    if len(signal) < samples - 1:
+        raise AudioError(f"cut short: {len(signal)} of {samples} samples from {start / SAMPLE_RATE:.2f} s on")
+    _demand_sound(signal, f"{samples / SAMPLE_RATE:g} s from {start / SAMPLE_RATE:.2f} s on")
+    return signal
+
+
+def _demand_sound(signal: Float32[np.ndarray, " s"], part: str) -> None:
     if not np.isfinite(signal).all():
         raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")
     if signal.size and np.ptp(signal) < SILENCE:
-        part = f"the {crop_to} {max_seconds:g} s" if max_seconds else "it"
         raise AudioError(f"silent: every sample of {part} is {signal[0]:g}")
-    return signal
+
+
+def _reason(error: Exception) -> str:
+    reason = str(error).partition(": ")[2] or str(error)
+    return reason.strip().rstrip(".")
 
 
 def samples_promised(path: Path) -> int:
@@ -81,8 +109,7 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
             samples = file.read(dtype="float32", always_2d=True)
             rate, promised = file.samplerate, file.frames
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        reason = str(error).partition(": ")[2] or str(error)
-        raise AudioError(f"not readable as audio: {reason.strip().rstrip('.')}") from None
+        raise AudioError(f"not readable as audio: {_reason(error)}") from None
     if len(samples) < promised or _ends_early(path):
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
     if len(samples) == 0:

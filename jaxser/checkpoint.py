@@ -47,7 +47,7 @@ def save(path: str | Path, kind: str, params: Mapping[str, Any], about: Mapping[
 
 def demand_new(path: str | Path) -> epath.Path:
     """The absolute path, or a CallError where something is there: nothing is ever written over."""
-    folder = _absolute(path)
+    folder = absolute(path)
     if folder.exists():
         raise CallError(f"{path} exists already: give another place, or delete it first")
     return folder
@@ -58,7 +58,7 @@ def about(path: str | Path, kind: str) -> dict[str, Any]:
 
     Raises CallError where there is none at `path`, or one of another kind.
     """
-    folder = _absolute(path)
+    folder = absolute(path)
     if not folder.exists():
         raise CallError(f"{path}: no such folder")
     try:
@@ -81,7 +81,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     note = about(path, kind)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            params = reader.restore(_absolute(path), args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
+            params = reader.restore(absolute(path), args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
         params = jax.tree.map(np.asarray, params)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
@@ -90,5 +90,11 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return params, note
 
 
-def _absolute(path: str | Path) -> epath.Path:
+def absolute(path: str | Path) -> epath.Path:
+    """A path as Orbax wants it: absolute, or remote as it stands."""
     return epath.Path(path).expanduser() if "://" in str(path) else epath.Path(Path(path).expanduser().absolute())
+
+
+def plain(values: Any) -> Any:
+    """The same as JSON gives it back, so that what was kept and what is at hand compare equal."""
+    return json.loads(json.dumps(values))

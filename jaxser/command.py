@@ -3,8 +3,8 @@
 import gc
 import os
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import tyro
 
@@ -42,3 +42,9 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
 def _leave(name: str, message: str, code: int) -> None:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Which settings are not the same, each with both values; empty where all are."""
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    return "; ".join(f"{name}: there {there.get(name)!r}, here {here.get(name)!r}" for name in names)

@@ -54,6 +54,12 @@ def _rule_name(corpus: Corpus, folds: Folds) -> str:
     return "group" if set(folds.names) == {u.group for u in corpus.utterances} else "speaker"
 
 
+def versions() -> dict[str, str]:
+    """jaxser, Python and the libraries that numbers depend on."""
+    own = {"jaxser": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in LIBRARIES}
+
+
 def card(
     corpus: Corpus,
     folds: Folds,
@@ -91,6 +97,6 @@ def card(
         "leaks": list(leaks),
         "features": extractor.name,
         "settings": dict(extractor.settings),
-        "versions": {"jaxser": __version__, "python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
     }

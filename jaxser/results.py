@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxser import metrics
+from jaxser.command import differences
 from jaxser.corpora import Corpus
 from jaxser.digests import write_json
 from jaxser.errors import CallError
@@ -23,11 +24,8 @@ def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
     note, summary = out / "config.json", out / "summary.json"
     if note.exists():
         found = _read_json(note)
-        differing = [
-            f"{k}: there {found.get(k)!r}, here {mine.get(k)!r}" for k in {**mine, **found} if found.get(k) != mine.get(k)
-        ]
-        if differing:
-            raise CallError(f"{out} is the folder of another configuration ({'; '.join(differing)}): give another --out")
+        if differing := differences(found, mine):
+            raise CallError(f"{out} is the folder of another configuration ({differing}): give another --out")
         return _read_json(summary) if summary.exists() else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CallError(f"{out} exists and is no run folder: give another --out")

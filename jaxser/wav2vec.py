@@ -34,6 +34,10 @@ KIND = "a wav2vec encoder"
 PREDICTIONS = "predictions"
 """Where a checkpoint keeps the prediction head, which training needs and features do not."""
 
+SHIPPED = Path(__file__).parent / "weights"
+SHIPPED_NAMES = ("nano",)
+"""Weights that come with the package. Their model card lies beside them."""
+
 Precision = Literal["float32", "bfloat16"]
 
 EPSILON = 1e-5
@@ -214,14 +218,29 @@ def encoder_digest(config: Architecture, params: Mapping[str, Any]) -> str:
     return text_digest(json.dumps(config.to_json(), sort_keys=True) + checkpoint.tree_digest(params))
 
 
-def save(path: str | Path, config: Architecture, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path,
+    config: Architecture,
+    params: Mapping[str, Any],
+    about: Mapping[str, Any],
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
     """Write weights that `load` reads: the parameters of Wav2Vec(config), with or without a prediction head beside them.
 
-    `about` is plain data that goes with them. Raises CallError where something is at `path` already.
+    `about` is plain data that goes with them. In float16 they take half the space, and what `load` gives, in float32, is what was
+    rounded. Raises CallError where something is at `path` already, WorkError for weights past float16's range.
     """
-    features = {name: value for name, value in params.items() if name != PREDICTIONS}
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), dict(params))
+    for name, leaf in checkpoint.named_leaves(params):
+        if not np.isfinite(leaf).all():
+            raise WorkError(f"{name} holds values that are not finite numbers in {dtype}: nothing was written")
+    features = _float32({name: value for name, value in params.items() if name != PREDICTIONS})
     known = {"config": config.to_json(), "encoder_digest": encoder_digest(config, features)}
     checkpoint.save(path, KIND, params, {**about, **known})
+
+
+def _float32(params: Mapping[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(params))
 
 
 def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Precision = "float32") -> Encoder:
@@ -238,25 +257,37 @@ def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Pre
 
 
 def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
-    """An encoder from what `python -m convert.wav2vec` wrote, or from `random:SEED` or `random-nano:SEED`.
+    """An encoder: `nano`, which ships with the package, or from what `python -m convert.wav2vec` or `python -m jaxser.pretrain`
+    wrote, or untrained, from `random:SEED` or `random-nano:SEED`.
 
     Raises CallError where there is no such checkpoint and WorkError where it is damaged.
     """
     if drawn := _drawn(weights):
         return make_encoder(drawn[0], random_params(*drawn), precision)
-    params, note = checkpoint.load(weights, KIND)
+    config, params, note = load_params(weights)
     params.pop(PREDICTIONS, None)
-    encoder = make_encoder(Architecture.from_json(note["config"]), params, precision)
+    encoder = make_encoder(config, params, precision)
     if encoder.digest != note["encoder_digest"]:
         raise WorkError(f"{weights} is damaged: its configuration is not the one that its weights were written with")
     return encoder
+
+
+def load_params(weights: str | Path) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
+    """Architecture, float32 parameters (with the prediction head, where it was kept) and what a checkpoint says of itself."""
+    params, note = checkpoint.load(path_of(weights), KIND)
+    return Architecture.from_json(note["config"]), _float32(params), note
+
+
+def path_of(weights: str | Path) -> str | Path:
+    """Where weights lie: those that ship have a name, all others are a path."""
+    return SHIPPED / str(weights) if str(weights) in SHIPPED_NAMES else weights
 
 
 def identify(weights: str | Path) -> tuple[Architecture, str, bool]:
     """The architecture of an encoder, the digest of its weights and whether they are random, without making it."""
     if drawn := _drawn(weights):
         return drawn[0], encoder_digest(drawn[0], random_params(*drawn)), True
-    note = checkpoint.about(weights, KIND)
+    note = checkpoint.about(path_of(weights), KIND)
     return Architecture.from_json(note["config"]), note["encoder_digest"], False
 
 

@@ -1,0 +1,379 @@
+"""python -m jaxser.pretrain: unlabelled audio -> wav2vec weights, by the objective of fairseq.
+
+What every update hears follows from the seed and its number, so that work that was cut short goes on and ends with the same
+bits. What is under way lies beside the result, in OUT.training, and goes when the result is there.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from etils import epath
+from platformdirs import user_cache_path
+from tqdm import tqdm
+
+from jaxser import audio, cards, checkpoint, contrastive, protocol, recordings, wav2vec
+from jaxser.architecture import Architecture, parse_layers
+from jaxser.command import differences, run_command
+from jaxser.contrastive import Objective
+from jaxser.digests import digests, text_digest
+from jaxser.errors import CallError, WorkError
+from jaxser.recipes import RECIPES, Recipe
+from jaxser.recordings import Plan, Reader, Recording
+from jaxser.selfsupervised import Learner, State, make_learner, make_schedule
+
+UNDER_WAY = "a pretraining under way"
+"""What the checkpoints in OUT.training say that they hold."""
+
+VALIDATION_SECONDS = 600.0
+"""At most so much held-out sound is heard at each look."""
+
+CHECK = 25
+"""Updates between two looks at the loss for a NaN, and between two moves of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a wav2vec on unlabelled speech and write weights that every other command takes (--weights OUT).
+
+    Work that was cut short goes on with the same command.
+    """
+
+    audio: tuple[Path, ...]
+    """Folders, searched whole, and CSV files with a column `path` (relative to the CSV) and perhaps `speaker`."""
+    out: str
+    """The folder to write. May be remote (gs://)."""
+    recipe: Literal["nano", "base", "large"] = "nano"
+    """All settings that are not given: `nano` are those of the weights that ship, `base` and `large` the published ones."""
+    initial: str | None = None
+    """Weights to begin with, in place of random ones: a path, or `nano`. Their architecture is kept."""
+    conv_feature_layers: str | None = None
+    """Encoder layers in place of the recipe's, such as "[(128, 10, 5), (128, 8, 4)]": channels, kernel, stride."""
+    conv_aggregator_layers: str | None = None
+    """Context layers in place of the recipe's."""
+    prediction_steps: int = Objective.prediction_steps
+    offset: int | None = None
+    """Frames to the first predicted one. Default: the smallest at which all its samples are new."""
+    num_negatives: int = Objective.num_negatives
+    cross_sample_negatives: int = Objective.cross_sample_negatives
+    """Negatives from all utterances of a device's share of the batch, besides."""
+    balanced_classes: bool = False
+    """Weigh the negatives of a prediction together as much as its positive."""
+    infonce: bool = False
+    """Softmax over the positive and its negatives, in place of a sigmoid for each."""
+    updates: int | None = None
+    learning_rate: float | None = None
+    warm_up: int | None = None
+    crop_seconds: float | None = None
+    batch_seconds: float | None = None
+    """Sound an update, on all devices together."""
+    clip_norm: float | None = None
+    held_out: float = 0.04
+    """Share of the sound that is not trained on and scored at every look: whole speakers where they are known, else files."""
+    look_every: int = 500
+    """Updates between two looks at the held-out speech."""
+    save_every: int = 500
+    """Updates between two saved states: what a kill can lose."""
+    seed: int = 0
+    precision: wav2vec.Precision = "float32"
+    """Of the products: `bfloat16` for speed on GPU and TPU; norms and Adam stay in float32."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the weights on disk."""
+    notes: Path | None = None
+    """Markdown that the model card takes in: licences of the recordings, known limits."""
+    jobs: int = 0
+    """Threads that decode; 0: one a core."""
+    memory: float = 4.0
+    """GiB in which decoded recordings are kept from one epoch to the next."""
+    cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
+    """Where digests of the recordings are remembered."""
+    coordinator: str | None = None
+    """Several hosts: HOST:PORT of the first one (`auto` on a TPU pod or under Slurm). Each runs the same command."""
+    processes: int | None = None
+    """How many hosts."""
+    process: int | None = None
+    """Which one this is, from 0."""
+
+
+def main(config: Config) -> None:
+    """The whole command. The model card goes to stdout, everything else to stderr."""
+    check(config)
+    join_hosts(config)
+    architecture, recipe, params = resolve(config)
+    offset = contrastive.automatic_offset(architecture) if config.offset is None else config.offset
+    names = ("num_negatives", "cross_sample_negatives", "balanced_classes", "infonce")
+    objective = Objective(config.prediction_steps, offset, *(getattr(config, name) for name in names))
+    shortest = contrastive.shortest(architecture, objective)
+    found = recordings.find(config.audio, shortest, config.jobs or os.cpu_count() or 1)
+    train, held, held_names = recordings.hold_out(found.recordings, config.held_out, config.seed)
+    sizes = (round(seconds * audio.SAMPLE_RATE) for seconds in (recipe.crop_seconds, recipe.batch_seconds))
+    plan = Plan(train, *sizes, config.seed, jax.device_count())
+    demand_enough(plan, shortest, config)
+    mine = settings(config, objective, recipe, found.recordings)
+    if epath.Path(config.out).exists():
+        note = checkpoint.about(config.out, wav2vec.KIND)
+        if differing := differences(note.get("settings", {}), mine):
+            raise CallError(f"{config.out} holds other weights ({differing}): give another --out, or delete it")
+        finish(config.out, note)
+        return
+    say(f"{recordings.hours(train):.2f} h to train on, {plan.updates_an_epoch():,} updates an epoch; held out: {held_names}")
+    model = wav2vec.Wav2Vec(architecture, np.dtype(config.precision))
+    learner = make_learner(model, objective, recipe, config.seed)
+    note = {
+        "settings": mine,
+        "sources": [cards.source_of(path, found.recordings) for path in config.audio],
+        "train_hours": round(recordings.hours(train), 4),
+        "held_out": f"{held_names}, {recordings.hours(held):.2f} h",
+        "left_out": dict(found.left_out),
+        "updates_an_epoch": plan.updates_an_epoch(),
+        "machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "versions": protocol.versions(),
+        "notes": config.notes.read_text(encoding="utf-8") if config.notes else "",
+        "updates": 0,
+        "hours_heard": 0.0,
+        "seconds": 0.0,
+        "curve": [],
+    }
+    state, note = resume(config.out, learner, learner.start(params or first_params(architecture, objective, config.seed)), note)
+    state, note = train_on(config, learner, plan, dataclasses.replace(plan, recordings=held), recipe, state, note)
+    params = jax.tree.map(np.asarray, state.params)
+    wav2vec.save(config.out, architecture, params, note, config.dtype)
+    finish(config.out, checkpoint.about(config.out, wav2vec.KIND))
+
+
+def check(config: Config) -> None:
+    """Raise CallError for flags that make no sense."""
+    least = {"prediction_steps": 1, "offset": 1, "num_negatives": 1, "cross_sample_negatives": 0, "updates": 1, "warm_up": 0}
+    least |= {"look_every": 1, "save_every": 1, "seed": 0, "jobs": 0, "memory": 0, "clip_norm": 0, "held_out": 0}
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and not smallest <= value < float("inf"):
+            raise CallError(f"{_flag(name)} {value}: at least {smallest}")
+    for name in ("learning_rate", "crop_seconds", "batch_seconds"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise CallError(f"{_flag(name)} {value:g}: above 0")
+    if config.held_out >= 1:
+        raise CallError(f"--held-out {config.held_out:g}: a share below 1")
+    if config.notes and not config.notes.is_file():
+        raise CallError(f"--notes {config.notes}: no such file")
+    hosts = (config.processes, config.process)
+    if config.coordinator in (None, "auto") and hosts != (None, None):
+        raise CallError("--processes and --process need --coordinator HOST:PORT")
+    if config.coordinator not in (None, "auto") and None in hosts:
+        raise CallError(f"--coordinator {config.coordinator} needs --processes, how many, and --process, which one this is")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def join_hosts(config: Config) -> None:
+    """Connect with the other hosts, where there are any."""
+    if config.coordinator == "auto":
+        jax.distributed.initialize()
+    elif config.coordinator:
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    if config.precision == "bfloat16" and jax.default_backend() == "cpu":
+        raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
+
+
+def resolve(config: Config) -> tuple[Architecture, Recipe, dict[str, Any] | None]:
+    """What is trained, with which settings, from which parameters (None: random ones)."""
+    recipe = RECIPES[config.recipe]
+    own = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Recipe)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in own.items() if value is not None})
+    if recipe.warm_up >= recipe.updates:
+        raise CallError(f"--warm-up {recipe.warm_up}: fewer than the {recipe.updates} updates there are")
+    layers = {name: parse_layers(name, getattr(config, name)) for name in ("conv_feature_layers", "conv_aggregator_layers")}
+    layers = {name: value for name, value in layers.items() if value}
+    if config.initial is None:
+        return Architecture.from_json(recipe.architecture.to_json() | layers), recipe, None
+    architecture, params, _ = wav2vec.load_params(config.initial)
+    if layers:
+        raise CallError(f"{_flag(next(iter(layers)))} does not go with --initial, whose layers are kept")
+    steps = len(params[wav2vec.PREDICTIONS]["kernel"]) if wav2vec.PREDICTIONS in params else 0
+    if steps != config.prediction_steps:
+        raise CallError(f"--initial {config.initial} predicts {steps} steps, not {config.prediction_steps}: --prediction-steps")
+    return architecture, dataclasses.replace(recipe, architecture=architecture), params
+
+
+def first_params(architecture: Architecture, objective: Objective, seed: int) -> dict[str, Any]:
+    """A network and its prediction head before any training."""
+    head = contrastive.random_predictions(architecture, objective, seed)
+    return {**wav2vec.random_params(architecture, seed), wav2vec.PREDICTIONS: head}
+
+
+def demand_enough(plan: Plan, shortest: int, config: Config) -> None:
+    """Raise CallError where recordings do not fill one batch, or a crop is too short to predict anything."""
+    if plan.lengths()[-1] < shortest:
+        least = shortest / plan.lengths()[-1] * plan.crop / audio.SAMPLE_RATE
+        raise CallError(f"crops of {plan.crop / audio.SAMPLE_RATE:g} s are too short for these predictions: --crop-seconds {least:.2f}")
+    rows, there = plan.rows(plan.crop), sum(max(1, r.samples // plan.crop) for r in plan.recordings)
+    if there < rows:
+        raise CallError(
+            f"the recordings to train on give {there} crops of at most {plan.crop / audio.SAMPLE_RATE:g} s, fewer than a batch "
+            f"of {rows}: lower --batch-seconds (now {plan.batch / audio.SAMPLE_RATE:g}), or give more --audio"
+        )
+    del config
+
+
+def settings(config: Config, objective: Objective, recipe: Recipe, found: Sequence[Recording]) -> dict[str, Any]:
+    """Everything that fixes the weights, as plain data: the recordings by content, in any place and order of sources."""
+    contents = digests((r.path for r in found), config.cache / "digests.json")
+    listed = sorted(f"{contents.get(r.path, '')} {r.samples} {r.speaker is not None}" for r in found)
+    training = dataclasses.asdict(recipe)
+    architecture = training.pop("architecture")
+    initial = wav2vec.identify(config.initial)[1] if config.initial else None
+    values = {
+        "architecture": architecture,
+        "objective": dataclasses.asdict(objective),
+        "recipe": training,
+        "recordings": text_digest("\n".join(listed)),
+        "held_out": config.held_out,
+        "seed": config.seed,
+        "precision": config.precision,
+        "initial": initial,
+    }
+    return checkpoint.plain(values)
+
+
+def train_on(
+    config: Config, learner: Learner, plan: Plan, held: Plan, recipe: Recipe, state: State, note: dict[str, Any]
+) -> tuple[State, dict[str, Any]]:
+    """Go on from `note["updates"]` to the last update, with looks at held-out speech and saved states on the way.
+
+    Raises WorkError where loss or gradient is no finite number; the last saved state is then sound.
+    """
+    reader = Reader(plan.recordings, config.jobs, config.memory, recipe.gain)
+    looker = Reader(held.recordings, config.jobs, config.memory / 10)
+    first, last, rate = note["updates"], recipe.updates, make_schedule(recipe)
+    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
+    began, before, pending, since = time.monotonic(), note["seconds"], [], []
+    reads = reader.read(plan.batches(first, last), config.seed, first, **hosts)
+    with tqdm(total=last, initial=first, desc="pretrain", unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for number, read in enumerate(reads, first + 1):
+            state, metrics = learner.update(state, read)
+            pending.append(metrics)
+            note["hours_heard"] += read.samples / audio.SAMPLE_RATE / 3600
+            look = number % config.look_every == 0 or number == last
+            save = number % config.save_every == 0 and number != last
+            if not (look or save or number % CHECK == 0):
+                continue
+            since += [demand_finite(m, number - len(pending) + 1 + i, config) for i, m in enumerate(pending)]
+            bar.update(len(pending))
+            bar.set_postfix_str(f"loss {since[-1][0]:.3f}", refresh=False)
+            pending = []
+            note["updates"], note["seconds"] = number, before + time.monotonic() - began
+            note["left_out"] |= reader.left_out
+            if look:
+                loss, right, norm = np.mean(since, axis=0)
+                row = {"updates": number, "hours_heard": note["hours_heard"], "loss": loss, "accuracy": right, "norm": norm}
+                row |= {"learning_rate": float(rate(number)), "seconds": round(note["seconds"], 1)}
+                row |= score(learner, held, looker, state, config.seed, hosts)
+                note["curve"].append({name: round(float(v), 6) for name, v in row.items()} | {"updates": number})
+                since = []
+                say(in_words(note, last, (time.monotonic() - began) / (number - first)))
+            if save:
+                save_state(config.out, state, note)
+    return state, note
+
+
+def demand_finite(metrics: Any, number: int, config: Config) -> list[float]:
+    """Loss, accuracy and gradient norm of an update as numbers, or a WorkError that says what to lower."""
+    values = [float(value) for value in metrics]
+    if not np.isfinite(values).all():
+        raise WorkError(
+            f"the loss is {values[0]} and the gradient's norm {values[2]} at update {number}: lower --learning-rate or "
+            f"--clip-norm; the last saved state is kept in {under_way(config.out)}"
+        )
+    return values
+
+
+def score(
+    learner: Learner, held: Plan, looker: Reader, state: State, seed: int, hosts: Mapping[str, int]
+) -> dict[str, float]:
+    """Loss and accuracy on held-out speech; nothing where none is held out."""
+    if not held.recordings:
+        return {}
+    batches = held.epoch(0)
+    batches = batches[: max(1, round(VALIDATION_SECONDS * audio.SAMPLE_RATE / held.batch))]
+    reads = looker.read(batches, seed, **hosts)
+    found = [learner.score(state, read, i) for i, read in enumerate(reads)]
+    loss, positives, correct = np.sum([[float(value) for value in sums] for sums in found], axis=0)
+    return {"held_out_loss": loss / positives, "held_out_accuracy": correct / positives} if positives else {}
+
+
+def in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> str:
+    """One line on where a training stands."""
+    row = note["curve"][-1]
+    left = round((last - row["updates"]) * seconds_an_update)
+    held = f", held out {row['held_out_loss']:.3f} and {100 * row['held_out_accuracy']:.1f} %" if "held_out_loss" in row else ""
+    speed = note["hours_heard"] / note["updates"] / seconds_an_update * 3600
+    return (
+        f"update {row['updates']:,} of {last:,}: loss {row['loss']:.3f}, right {100 * row['accuracy']:.1f} %{held}; "
+        f"{note['hours_heard']:.1f} h heard ({note['updates'] / note['updates_an_epoch']:.1f} epochs), {speed:.0f} h an hour, "
+        f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+    )
+
+
+def under_way(out: str) -> epath.Path:
+    """Where the states of an unfinished training lie."""
+    return checkpoint.absolute(out.rstrip("/") + ".training")
+
+
+def save_state(out: str, state: State, note: Mapping[str, Any]) -> None:
+    """Keep a state, whole or not at all, then let go of those before it."""
+    folder = under_way(out)
+    leaves = {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    checkpoint.save(folder / f"{note['updates']:08}", UNDER_WAY, leaves, note)
+    if jax.process_index() == 0:
+        for older in _states(folder)[:-1]:
+            older.rmtree()
+
+
+def _states(folder: epath.Path) -> list[epath.Path]:
+    found = folder.iterdir() if folder.exists() else ()
+    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def resume(out: str, learner: Learner, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    """The last saved state and its note, or what was given where there is none. Raises CallError where it has other settings."""
+    states = _states(under_way(out))
+    if not states:
+        return state, note
+    leaves, found = checkpoint.load(states[-1], UNDER_WAY)
+    if differing := differences(found["settings"], note["settings"]):
+        raise CallError(f"{under_way(out)} is the training of other settings ({differing}): give another --out, or delete it")
+    state = jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in sorted(leaves)])
+    say(f"going on after update {found['updates']:,}")
+    kept = {name: found[name] for name in ("updates", "hours_heard", "seconds", "curve")}
+    return learner.place(state), note | kept | {"left_out": note["left_out"] | found["left_out"]}
+
+
+def finish(out: str, note: Mapping[str, Any]) -> None:
+    """Print the model card, write it beside the weights, and let go of the states. Does no harm twice."""
+    card = cards.pretraining(note)
+    if jax.process_index() == 0:
+        (checkpoint.absolute(out) / cards.FILE).write_text(card)
+        if under_way(out).exists():
+            under_way(out).rmtree()
+        print(card)
+
+
+def say(text: str) -> None:
+    """Progress, once for all hosts."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command("jaxser.pretrain", Config, main)
