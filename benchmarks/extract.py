@@ -30,7 +30,7 @@ from benchmarks.systems import (
     errors_against_float64,
     gflop_per_second,
 )
-from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, ratio, table, take_turns
+from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, ratio, say, stamp, table, take_turns
 from convert.wav2vec import Call
 from convert.wav2vec import main as convert
 from jaxser import audio, corpora, extract
@@ -243,11 +243,8 @@ def report(found: dict[str, Any]) -> str:
         f"{name}: {value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
         for name, value in found["ratio_spreads"].items()
     ]
-    versions = ", ".join(f"{name} {value}" for name, value in found["machine"]["versions"].items())
-    load = "unknown" if found["load"] is None else f"{found['load']:.1%}"
     lines = [
-        f"{found['machine']['processor']}, {found['machine']['cores']} cores, {found['machine']['system']}; {versions}",
-        f"load before {found['machine']['load_before']:.2f}; other programs during the run {load} of the machine",
+        *stamp(found),
         f"ceiling {max(found['ceiling_gflops'].values()):.0f} GFLOP/s; "
         f"nominal work {found['nominal_gflop_per_audio_second']:.2f} GFLOP a second of audio",
         "",
@@ -256,11 +253,6 @@ def report(found: dict[str, Any]) -> str:
         *ratios,
     ]
     return "\n".join(lines)
-
-
-def say(text: str) -> None:
-    """Progress goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jaxser.protocol import processor
+
 LIBRARIES = ("jax", "jaxlib", "flax", "torch", "fairseq", "numpy", "soundfile")
 OTHER_LOAD = 0.05
 """Share of all cores that other programs may take before a run is no result."""
@@ -112,11 +114,6 @@ def peak_mib(module: str, *arguments: str) -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on and with."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n")
-        processor = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor()
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -124,12 +121,27 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "processor": processor,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_before": os.getloadavg()[0],
         "versions": versions,
     }
+
+
+def stamp(found: Mapping[str, Any]) -> list[str]:
+    """Two lines for the head of a report: machine and versions, and how busy it was."""
+    versions = ", ".join(f"{name} {value}" for name, value in found["machine"]["versions"].items())
+    load = "unknown" if found["load"] is None else f"{found['load']:.1%}"
+    return [
+        f"{found['machine']['processor']}, {found['machine']['cores']} cores, {found['machine']['system']}; {versions}",
+        f"load before {found['machine']['load_before']:.2f}; other programs during the run {load} of the machine",
+    ]
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -78,11 +78,28 @@ def fairseq_wav2vec() -> types.ModuleType:
         return _run_file(root / "models" / "wav2vec" / "wav2vec.py")
 
 
+@cache
+def fairseq_criterion() -> type[nn.Module]:
+    """fairseq/criterions/wav2vec_criterion.py as it was installed: `criterion(model, sample)` gives the summed loss, its
+    denominator and what is logged."""
+    root = installed()
+    with _stand_ins():
+        return _run_file(root / "criterions" / "wav2vec_criterion.py").Wav2vecCriterion
+
+
+class Criterion(nn.Module):
+    """Stands in for fairseq's base class of criterions, which only remembers the task."""
+
+    def __init__(self, task: object):
+        super().__init__()
+
+
 @contextmanager
 def _stand_ins() -> Iterator[dict[str, types.ModuleType]]:
     contents = {
         "omegaconf": {"II": str},
-        "fairseq": {"__path__": []},
+        "fairseq": {"__path__": [], "metrics": None},
+        "fairseq.criterions": {"FairseqCriterion": Criterion, "register_criterion": lambda *name, **options: lambda made: made},
         "fairseq.dataclass": {"ChoiceEnum": lambda choices: str, "FairseqDataclass": object},
         "fairseq.models": {
             "__path__": [],
@@ -92,9 +109,12 @@ def _stand_ins() -> Iterator[dict[str, types.ModuleType]]:
         "fairseq.models.wav2vec": {"__path__": []},
         "fairseq.modules": {"__path__": []},
         "fairseq.tasks": {"FairseqTask": object},
-        "fairseq.utils": {"buffered_arange": torch.arange},
+        "fairseq.utils": {"buffered_arange": torch.arange, "is_xla_tensor": lambda tensor: False},
+        "fairseq.logging": {"__path__": []},
+        "fairseq.logging.meters": {"safe_round": round},
     }
     packages = {name: types.ModuleType(name) for name in contents}
+    packages["fairseq"].utils = packages["fairseq.utils"]
     for name, values in contents.items():
         vars(packages[name]).update(values)
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("fairseq", "omegaconf")}

@@ -39,8 +39,9 @@ def pretraining(note: Mapping[str, Any]) -> str:
         "encoder": f"{layers['conv_feature_layers']} (channels x kernel / stride)",
         "context": layers["conv_aggregator_layers"],
         "flags": ", ".join(f"{name} {value}" for name, value in config.items() if not name.startswith("conv_")),
-        "objective": ", ".join(f"{name} {value}" for name, value in settings["objective"].items()),
-        "training": ", ".join(f"{name} {value}" for name, value in settings["recipe"].items()) + f", seed {settings['seed']}",
+        "objective": ", ".join(f"{name} {value}" for name, value in settings["recipe"]["objective"].items()),
+        "training": ", ".join(f"{name} {value}" for name, value in settings["recipe"].items() if not isinstance(value, dict))
+        + f", seed {settings['seed']}",
         "sha256 of the encoder": note["encoder_digest"],
         "sha256 of all arrays": note["digest"],
         "sha256 of the recordings": settings["recordings"],
@@ -57,8 +58,8 @@ def pretraining(note: Mapping[str, Any]) -> str:
     notes = f"\n{note['notes'].strip()}\n" if note.get("notes") else ""
     return f"""# wav2vec weights, pretrained with jaxser
 
-A wav2vec (Schneider et al., 2019) trained on unlabelled speech, for features of 16 kHz speech: `--weights` of every jaxser command.
-No emotion label was used.
+A wav2vec (Schneider et al., 2019) trained on unlabelled speech, for features of 16 kHz speech: `--weights` of every jaxser
+command. No emotion label was used.
 
 {listed}
 {notes}

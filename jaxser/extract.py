@@ -32,11 +32,12 @@ class Config:
     classes: str | None = None
     """`paper` (neutral, happy, sad, angry; the corpus's labels merged as in the paper), `all`, or names separated by commas.
     Default: paper, but all for a CSV."""
-    features: Literal["lld", "wav2vec"] = "lld"
-    """`lld`: pyAudioAnalysis' 34 low-level descriptors. `wav2vec`: needs --weights."""
-    weights: str | None = None
-    """For wav2vec: what `python -m convert.wav2vec` wrote, or `random:SEED`, an untrained network of the large architecture for
-    comparison (`random-nano:SEED`, `random-base:SEED`: smaller ones)."""
+    features: Literal["lld", "wav2vec"] = "wav2vec"
+    """`wav2vec`: the frames of a pretrained network. `lld`: pyAudioAnalysis' 34 low-level descriptors."""
+    weights: str = "nano"
+    """For wav2vec: `nano`, which ships with jaxser; what `python -m jaxser.pretrain` or `python -m convert.wav2vec` wrote; or
+    `random:SEED`, an untrained network of the large architecture for comparison (`random-nano:SEED`, `random-base:SEED`:
+    smaller ones)."""
     layer: extract_wav2vec.Layer = "c"
     """Of wav2vec: `c`, the context vectors of the paper, or `z`, the encoder below them."""
     precision: wav2vec.Precision = "float32"
@@ -69,12 +70,14 @@ class Extractor:
     """Everything that fixes the frames of a content; the key of the store."""
     parts: Callable[[Sequence[tuple[str, Path]], int], Iterator[list[Entry]]]
     """(content, path) pairs and the number of workers -> entries, in whole parts of some seconds of work each."""
+    weights: str = ""
+    """What people call the weights, where there are any; the settings name them by content."""
 
     @property
     def name(self) -> str:
         """What people call the features."""
-        layer, mark = self.settings.get("layer", ""), " RANDOM WEIGHTS" * self.random
-        return f"{self.settings['extractor']} {layer}".strip() + mark
+        words = [self.settings["extractor"], self.weights, self.settings.get("layer", ""), "RANDOM WEIGHTS" * self.random]
+        return " ".join(word for word in words if word)
 
     @property
     def random(self) -> bool:
@@ -103,8 +106,6 @@ def check(config: Config) -> None:
         what = "takes no --root: it is made on the spot" if config.root else "needs --root, the folder (or CSV) it lies in"
         raise CallError(f"--corpus {config.corpus} {what}")
     demand_at_least(config, {"max_seconds": 0, "jobs": 0})
-    if config.features == "wav2vec" and config.weights is None:
-        raise CallError("--features wav2vec needs --weights: a folder from `python -m convert.wav2vec`, or random:SEED")
     for features, flags in FLAGS_OF.items():
         for name in flags:
             value = getattr(config, name)
@@ -144,7 +145,8 @@ def extractor_of(config: Config) -> Extractor:
             raise WorkError(f"--weights {config.weights} changed while it was being read: run again")
         return encoder
 
-    return Extractor(settings, partial(extract_wav2vec.parts, settings=settings, load=load))
+    name = "" if identity[2] else Path(config.weights).name
+    return Extractor(settings, partial(extract_wav2vec.parts, settings=settings, load=load), name)
 
 
 def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
@@ -161,7 +163,7 @@ def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
             raise
         return Architecture.from_json(known[name]["config"]), known[name]["digest"], False
     entry = {"config": architecture.to_json(), "digest": digest}
-    if not random and known.get(name) != entry:
+    if not random and weights not in wav2vec.SHIPPED_NAMES and known.get(name) != entry:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, known | {name: entry})
     return architecture, digest, random

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from jaxser import audio, cards, checkpoint, contrastive, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import differences, run_command
-from jaxser.contrastive import Objective
+from jaxser.crops import Plan, Reader
 from jaxser.digests import digests, text_digest
 from jaxser.errors import CallError, WorkError
 from jaxser.recipes import RECIPES, Recipe
-from jaxser.recordings import Plan, Reader, Recording
+from jaxser.recordings import Recording
 from jaxser.selfsupervised import Learner, State, make_learner, make_schedule
 
 UNDER_WAY = "a pretraining under way"
@@ -59,15 +59,15 @@ class Config:
     """Encoder layers in place of the recipe's, such as "[(128, 10, 5), (128, 8, 4)]": channels, kernel, stride."""
     conv_aggregator_layers: str | None = None
     """Context layers in place of the recipe's."""
-    prediction_steps: int = Objective.prediction_steps
+    prediction_steps: int | None = None
     offset: int | None = None
     """Frames to the first predicted one. Default: the smallest at which all its samples are new."""
-    num_negatives: int = Objective.num_negatives
-    cross_sample_negatives: int = Objective.cross_sample_negatives
+    num_negatives: int | None = None
+    cross_sample_negatives: int | None = None
     """Negatives from all utterances of a device's share of the batch, besides."""
-    balanced_classes: bool = False
+    balanced_classes: bool | None = None
     """Weigh the negatives of a prediction together as much as its positive."""
-    infonce: bool = False
+    infonce: bool | None = None
     """Softmax over the positive and its negatives, in place of a sigmoid for each."""
     updates: int | None = None
     learning_rate: float | None = None
@@ -107,17 +107,14 @@ def main(config: Config) -> None:
     """The whole command. The model card goes to stdout, everything else to stderr."""
     check(config)
     join_hosts(config)
-    architecture, recipe, params = resolve(config)
-    offset = contrastive.automatic_offset(architecture) if config.offset is None else config.offset
-    names = ("num_negatives", "cross_sample_negatives", "balanced_classes", "infonce")
-    objective = Objective(config.prediction_steps, offset, *(getattr(config, name) for name in names))
-    shortest = contrastive.shortest(architecture, objective)
+    recipe, params = resolve(config)
+    shortest = contrastive.shortest(recipe.architecture, recipe.objective)
     found = recordings.find(config.audio, shortest, config.jobs or os.cpu_count() or 1)
     train, held, held_names = recordings.hold_out(found.recordings, config.held_out, config.seed)
     sizes = (round(seconds * audio.SAMPLE_RATE) for seconds in (recipe.crop_seconds, recipe.batch_seconds))
     plan = Plan(train, *sizes, config.seed, jax.device_count())
-    demand_enough(plan, shortest, config)
-    mine = settings(config, objective, recipe, found.recordings)
+    demand_enough(plan, shortest)
+    mine = settings(config, recipe, found.recordings)
     if epath.Path(config.out).exists():
         note = checkpoint.about(config.out, wav2vec.KIND)
         if differing := differences(note.get("settings", {}), mine):
@@ -125,8 +122,7 @@ def main(config: Config) -> None:
         finish(config.out, note)
         return
     say(f"{recordings.hours(train):.2f} h to train on, {plan.updates_an_epoch():,} updates an epoch; held out: {held_names}")
-    model = wav2vec.Wav2Vec(architecture, np.dtype(config.precision))
-    learner = make_learner(model, objective, recipe, config.seed)
+    learner = make_learner(recipe, config.seed, config.precision)
     note = {
         "settings": mine,
         "sources": [cards.source_of(path, found.recordings) for path in config.audio],
@@ -134,7 +130,7 @@ def main(config: Config) -> None:
         "held_out": f"{held_names}, {recordings.hours(held):.2f} h",
         "left_out": dict(found.left_out),
         "updates_an_epoch": plan.updates_an_epoch(),
-        "machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "machine": machine(),
         "versions": protocol.versions(),
         "notes": config.notes.read_text(encoding="utf-8") if config.notes else "",
         "updates": 0,
@@ -142,10 +138,10 @@ def main(config: Config) -> None:
         "seconds": 0.0,
         "curve": [],
     }
-    state, note = resume(config.out, learner, learner.start(params or first_params(architecture, objective, config.seed)), note)
+    state, note = resume(config.out, learner, learner.start(params or first_params(recipe, config.seed)), note)
     state, note = train_on(config, learner, plan, dataclasses.replace(plan, recordings=held), recipe, state, note)
     params = jax.tree.map(np.asarray, state.params)
-    wav2vec.save(config.out, architecture, params, note, config.dtype)
+    wav2vec.save(config.out, recipe.architecture, params, note, config.dtype)
     finish(config.out, checkpoint.about(config.out, wav2vec.KIND))
 
 
@@ -186,62 +182,66 @@ def join_hosts(config: Config) -> None:
         raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
 
 
-def resolve(config: Config) -> tuple[Architecture, Recipe, dict[str, Any] | None]:
-    """What is trained, with which settings, from which parameters (None: random ones)."""
-    recipe = RECIPES[config.recipe]
-    own = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(Recipe)}
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in own.items() if value is not None})
+def resolve(config: Config) -> tuple[Recipe, dict[str, Any] | None]:
+    """Every setting of the training, and the parameters it begins with (None: random ones)."""
+
+    def changed(record: Any, **more: Any) -> Any:
+        given = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(record)} | more
+        return dataclasses.replace(record, **{name: value for name, value in given.items() if value is not None})
+
+    recipe, params = changed(RECIPES[config.recipe]), None
     if recipe.warm_up >= recipe.updates:
         raise CallError(f"--warm-up {recipe.warm_up}: fewer than the {recipe.updates} updates there are")
     layers = {name: parse_layers(name, getattr(config, name)) for name in ("conv_feature_layers", "conv_aggregator_layers")}
-    layers = {name: value for name, value in layers.items() if value}
-    if config.initial is None:
-        return Architecture.from_json(recipe.architecture.to_json() | layers), recipe, None
-    architecture, params, _ = wav2vec.load_params(config.initial)
-    if layers:
-        raise CallError(f"{_flag(next(iter(layers)))} does not go with --initial, whose layers are kept")
-    steps = len(params[wav2vec.PREDICTIONS]["kernel"]) if wav2vec.PREDICTIONS in params else 0
-    if steps != config.prediction_steps:
-        raise CallError(f"--initial {config.initial} predicts {steps} steps, not {config.prediction_steps}: --prediction-steps")
-    return architecture, dataclasses.replace(recipe, architecture=architecture), params
+    layers = {name: value for name, value in layers.items() if value is not None}
+    architecture = Architecture.from_json(recipe.architecture.to_json() | layers)
+    if config.initial is not None:
+        if layers:
+            raise CallError(f"{_flag(next(iter(layers)))} does not go with --initial, whose layers are kept")
+        architecture, params, _ = wav2vec.load_params(config.initial)
+    offset = contrastive.automatic_offset(architecture)
+    objective = changed(dataclasses.replace(recipe.objective, offset=offset))
+    if params is not None:
+        steps = len(params[wav2vec.PREDICTIONS]["kernel"]) if wav2vec.PREDICTIONS in params else 0
+        if steps != objective.prediction_steps:
+            raise CallError(
+                f"--initial {config.initial} predicts {steps} steps and not {objective.prediction_steps}: --prediction-steps"
+            )
+    return dataclasses.replace(recipe, architecture=architecture, objective=objective), params
 
 
-def first_params(architecture: Architecture, objective: Objective, seed: int) -> dict[str, Any]:
+def first_params(recipe: Recipe, seed: int) -> dict[str, Any]:
     """A network and its prediction head before any training."""
-    head = contrastive.random_predictions(architecture, objective, seed)
-    return {**wav2vec.random_params(architecture, seed), wav2vec.PREDICTIONS: head}
+    head = contrastive.random_predictions(recipe.architecture, recipe.objective, seed)
+    return {**wav2vec.random_params(recipe.architecture, seed), wav2vec.PREDICTIONS: head}
 
 
-def demand_enough(plan: Plan, shortest: int, config: Config) -> None:
+def demand_enough(plan: Plan, shortest: int) -> None:
     """Raise CallError where recordings do not fill one batch, or a crop is too short to predict anything."""
     if plan.lengths()[-1] < shortest:
         least = shortest / plan.lengths()[-1] * plan.crop / audio.SAMPLE_RATE
-        raise CallError(f"crops of {plan.crop / audio.SAMPLE_RATE:g} s are too short for these predictions: --crop-seconds {least:.2f}")
+        raise CallError(
+            f"crops of {plan.crop / audio.SAMPLE_RATE:g} s are too short for these predictions: --crop-seconds {least:.2f}"
+        )
     rows, there = plan.rows(plan.crop), sum(max(1, r.samples // plan.crop) for r in plan.recordings)
     if there < rows:
         raise CallError(
             f"the recordings to train on give {there} crops of at most {plan.crop / audio.SAMPLE_RATE:g} s, fewer than a batch "
             f"of {rows}: lower --batch-seconds (now {plan.batch / audio.SAMPLE_RATE:g}), or give more --audio"
         )
-    del config
 
 
-def settings(config: Config, objective: Objective, recipe: Recipe, found: Sequence[Recording]) -> dict[str, Any]:
-    """Everything that fixes the weights, as plain data: the recordings by content, in any place and order of sources."""
+def settings(config: Config, recipe: Recipe, found: Sequence[Recording]) -> dict[str, Any]:
+    """Everything that fixes the weights, as plain data: the recordings by content and order, wherever they lie."""
     contents = digests((r.path for r in found), config.cache / "digests.json")
-    listed = sorted(f"{contents.get(r.path, '')} {r.samples} {r.speaker is not None}" for r in found)
-    training = dataclasses.asdict(recipe)
-    architecture = training.pop("architecture")
-    initial = wav2vec.identify(config.initial)[1] if config.initial else None
+    listed = [f"{contents.get(r.path, '')} {r.samples} {r.speaker}" for r in found]
     values = {
-        "architecture": architecture,
-        "objective": dataclasses.asdict(objective),
-        "recipe": training,
+        "recipe": dataclasses.asdict(recipe),
         "recordings": text_digest("\n".join(listed)),
         "held_out": config.held_out,
         "seed": config.seed,
         "precision": config.precision,
-        "initial": initial,
+        "initial": wav2vec.identify(config.initial)[1] if config.initial else None,
     }
     return checkpoint.plain(values)
 
@@ -298,9 +298,7 @@ def demand_finite(metrics: Any, number: int, config: Config) -> list[float]:
     return values
 
 
-def score(
-    learner: Learner, held: Plan, looker: Reader, state: State, seed: int, hosts: Mapping[str, int]
-) -> dict[str, float]:
+def score(learner: Learner, held: Plan, looker: Reader, state: State, seed: int, hosts: Mapping[str, int]) -> dict[str, float]:
     """Loss and accuracy on held-out speech; nothing where none is held out."""
     if not held.recordings:
         return {}
@@ -346,7 +344,7 @@ def _states(folder: epath.Path) -> list[epath.Path]:
 
 
 def resume(out: str, learner: Learner, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-    """The last saved state and its note, or what was given where there is none. Raises CallError where it has other settings."""
+    """The last saved state and its note, or what was given where there is none. Raises CallError for one of other settings."""
     states = _states(under_way(out))
     if not states:
         return state, note
@@ -367,6 +365,13 @@ def finish(out: str, note: Mapping[str, Any]) -> None:
         if under_way(out).exists():
             under_way(out).rmtree()
         print(card)
+
+
+def machine() -> str:
+    """What a training runs on, in words."""
+    kind = jax.devices()[0].device_kind
+    hosts = f"{jax.process_count()} hosts, " * (jax.process_count() > 1)
+    return f"{hosts}{jax.device_count()} x {kind}, {protocol.processor()}, {os.cpu_count()} cores"
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from jaxser.architecture import BASE, LARGE, NANO, Architecture
+from jaxser.contrastive import Objective
 
 
 @dataclass(frozen=True)
@@ -10,6 +11,7 @@ class Recipe:
     """Settings of one pretraining. Adam has its usual betas and epsilon (0.9, 0.999, 1e-8)."""
 
     architecture: Architecture
+    objective: Objective
     updates: int
     learning_rate: float
     """The highest, after the warm-up; it rises to there from a ten-thousandth, and falls along a half cosine."""
@@ -27,6 +29,7 @@ class Recipe:
 
 PUBLISHED = Recipe(
     architecture=LARGE,
+    objective=Objective(),
     updates=400_000,
     learning_rate=5e-3,
     last_learning_rate=1e-6,
@@ -37,13 +40,13 @@ PUBLISHED = Recipe(
     gain=(1.0, 1.0),
 )
 """fairseq's command for wav2vec-large (its examples/wav2vec/README.md): crops of 150,000 samples, 1.5 million samples a GPU, on
-the eight GPUs of the paper's section 3.2; clipping at 25 was its default in 2019. Two departures, for ragged batches: a recording
-below the crop's length is padded and masked where fairseq crops the batch to its shortest member, and an epoch hears
-everything once."""
+the eight GPUs of the wav2vec paper; clipping at 25 was its default in 2019. Two departures: a recording below the crop's length
+is padded and masked, where fairseq crops the batch to its shortest member, and an epoch hears everything once."""
 
 RECIPES = {
     "nano": Recipe(
         architecture=NANO,
+        objective=Objective(infonce=True),
         updates=12_000,
         learning_rate=1e-3,
         last_learning_rate=0.0,

@@ -5,7 +5,7 @@ the predictions of the whole batch divided by their number, as fairseq has it: h
 no more than rounding (and which utterances cross-sample negatives come from).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxser import contrastive
 from jaxser.contrastive import Objective, Sums
+from jaxser.crops import Read
 from jaxser.recipes import Recipe
-from jaxser.recordings import Read
-from jaxser.wav2vec import PREDICTIONS, Wav2Vec
+from jaxser.wav2vec import PREDICTIONS, Precision, Wav2Vec
 
 FIRST_RATE = 1e-4
 """Where the warm-up begins, as a share of the highest learning rate: near fairseq's 1e-7 of 5e-3."""
@@ -82,16 +82,15 @@ def batch_sums(
     features = {name: value for name, value in params.items() if name != PREDICTIONS}
     z, c, frames = model.apply({"params": features}, waveforms, lengths)
     negatives = negatives_of(frames, z.shape[1])
-    return contrastive.sums(
-        params[PREDICTIONS], z.astype(model.dtype), c.astype(model.dtype), frames, negatives, objective
-    )
+    return contrastive.sums(params[PREDICTIONS], z.astype(model.dtype), c.astype(model.dtype), frames, negatives, objective)
 
 
 def make_learner(
-    model: Wav2Vec, objective: Objective, recipe: Recipe, seed: int, devices: list[jax.Device] | None = None
+    recipe: Recipe, seed: int, precision: Precision = "float32", devices: Sequence[jax.Device] | None = None
 ) -> Learner:
     """Compile training and scoring over `devices`, by default all devices of all hosts."""
     mesh = Mesh(np.array(devices or jax.devices()), ("batch",))
+    model, objective = Wav2Vec(recipe.architecture, jnp.dtype(precision)), recipe.objective
     optimiser = make_optimiser(recipe)
     everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 

@@ -227,7 +227,7 @@ def save(
 ) -> None:
     """Write weights that `load` reads: the parameters of Wav2Vec(config), with or without a prediction head beside them.
 
-    `about` is plain data that goes with them. In float16 they take half the space, and what `load` gives, in float32, is what was
+    `about` is plain data that goes with them. In float16 they take half the space; `load` gives them in float32, as
     rounded. Raises CallError where something is at `path` already, WorkError for weights past float16's range.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), dict(params))

@@ -72,6 +72,21 @@ def twins():
     return torch_twins
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Good files of several formats and rates, one below, and files that no training can use."""
+    home = tmp_path / "speech"
+    write_tone(home / "a.wav", 2.0, seed=1)
+    write_tone(home / "deep" / "b.flac", 1.0, seed=2)
+    write_tone(home / "deep" / "c.ogg", 3.0, seed=3, rate=48_000)
+    (home / "broken.wav").write_text("this is no audio")
+    (home / "notes.txt").write_text("nor is this")
+    (home / "._a.wav").write_text("a shadow that another system leaves")
+    write_tone(home / "short.wav", 0.1)
+    soundfile.write(home / "silent.wav", np.zeros(16_000), 16_000)
+    return home
+
+
 def save_as_of_2019(path: Path, model, args: argparse.Namespace, **changes) -> Path:
     """A checkpoint as fairseq wrote them in 2019: options in an argparse.Namespace beside the weights."""
     import torch

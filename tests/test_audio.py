@@ -104,3 +104,12 @@ def test_files_that_are_no_audio(tmp_path: Path):
         audio.load(tmp_path / "text.wav")
     with pytest.raises(audio.AudioError, match="no such file"):
         audio.load(tmp_path)  # a folder
+
+
+def test_a_part_of_a_resampled_file(tmp_path: Path):
+    path = write_tone(tmp_path / "long.wav", 5.0, rate=44_100)
+    part, whole = audio.load_part(path, 20_000, 30_000), audio.load(path, 0.0)[20_000:50_000]
+    assert len(part) == 30_000
+    np.testing.assert_allclose(part[500:-500], whole[500:-500], atol=0.02)  # a sample of 44.1 kHz apart at the most
+    with pytest.raises(audio.AudioError, match=r"cut short: 0 of 16000 samples from 6\.00 s on"):
+        audio.load_part(path, 96_000, 16_000)

@@ -6,11 +6,25 @@ from pathlib import Path
 import jaxser
 
 FLOORS = [
-    ["errors", "command", "audio", "digests", "corpora", "synthetic", "store", "folds", "leaks", "metrics", "architecture"],
-    ["lld", "checkpoint", "spectral", "wav2vec", "heads"],
-    ["extract_lld", "extract_wav2vec", "extract", "train"],
-    ["protocol", "results", "report"],
-    ["cv"],
+    [
+        "errors",
+        "command",
+        "audio",
+        "digests",
+        "corpora",
+        "synthetic",
+        "store",
+        "folds",
+        "leaks",
+        "metrics",
+        "architecture",
+        "recordings",
+        "crops",
+    ],
+    ["lld", "checkpoint", "spectral", "wav2vec", "contrastive", "recipes", "heads"],
+    ["extract_lld", "extract_wav2vec", "extract", "train", "selfsupervised"],
+    ["protocol", "results", "report", "cards"],
+    ["pretrain", "cv"],
 ]
 NO_JAX = {*FLOORS[0], "lld", "extract_lld"}  # what the processes that compute descriptors load
 PACKAGE = Path(jaxser.__file__).parent

@@ -1,0 +1,281 @@
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_tone
+
+from jaxser import checkpoint, pretrain, wav2vec
+from jaxser.cards import FILE
+from jaxser.errors import CallError, WorkError
+
+LAYERS = {
+    "conv_feature_layers": "[(8, 10, 5), (8, 8, 4), (16, 4, 2), (16, 4, 2), (16, 4, 2)]",
+    "conv_aggregator_layers": "[(16, 2, 1), (16, 3, 1)]",
+}
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four recordings of six speakers, and three that are of no use."""
+    home = tmp_path_factory.mktemp("speech")
+    lines = ["path,speaker"]
+    for i in range(24):
+        write_tone(home / f"{i}.wav", 0.8 + 0.1 * (i % 12), 150 + 37 * i, seed=i)
+        lines.append(f"{i}.wav,s{i % 6}")
+    (home / "broken.wav").write_text("no audio")
+    soundfile.write(home / "silent.wav", np.zeros(24_000), 16_000)
+    write_tone(home / "short.wav", 0.1)
+    (home / "index.csv").write_text("\n".join([*lines, "broken.wav,s0", "silent.wav,s1", "short.wav,s2"]) + "\n")
+    return home
+
+
+def config(speech: Path, out: Path, **changes) -> pretrain.Config:
+    small = {"updates": 12, "warm_up": 2, "crop_seconds": 1.0, "batch_seconds": 4.0, "look_every": 4, "save_every": 4}
+    given = LAYERS | small | {"held_out": 0.15, "cache": out.parent / "cache"} | changes
+    return pretrain.Config(audio=(speech / "index.csv",), out=str(out), **given)
+
+
+def flags(of: pretrain.Config) -> list[str]:
+    given = {name: value for name, value in vars(of).items() if value != pretrain.Config.__dataclass_fields__[name].default}
+    audio = given.pop("audio")
+    return [
+        "--audio",
+        *map(str, audio),
+        *(text for name, value in given.items() for text in ("--" + name.replace("_", "-"), str(value))),
+    ]
+
+
+COMMAND = [sys.executable, "-m", "jaxser.pretrain"]
+
+
+@pytest.fixture(scope="session")
+def finished(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "weights"
+    pretrain.main(config(speech, out))
+    return out
+
+
+def arrays(out: Path) -> dict[str, np.ndarray]:
+    return dict(checkpoint.named_leaves(checkpoint.load(out, wav2vec.KIND)[0]))
+
+
+def same(one: Path, other: Path) -> None:
+    first, second = arrays(one), arrays(other)
+    assert first.keys() == second.keys()
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[name], err_msg=name)
+
+
+def test_what_comes_out_is_an_encoder(finished: Path):
+    encoder = wav2vec.load(finished)
+    z, c, frames = encoder(np.random.default_rng(0).normal(0, 0.1, (1, 16_000)).astype(np.float32), [16_000])
+    assert (z.shape, c.shape, frames.tolist()) == ((1, 98, 16), (1, 98, 16), [98])
+    assert np.std(c) > 0
+    assert list(finished.parent.iterdir()) == [finished] or {p.name for p in finished.parent.iterdir()} == {"weights", "cache"}
+
+
+def test_the_card_and_the_curve(finished: Path):
+    note = checkpoint.about(finished, wav2vec.KIND)
+    assert [row["updates"] for row in note["curve"]] == [4, 8, 12]
+    assert all({"loss", "accuracy", "held_out_loss", "held_out_accuracy", "hours_heard"} <= row.keys() for row in note["curve"])
+    assert note["updates"] == 12
+    reasons = {Path(name).name: reason for name, reason in note["left_out"].items()}
+    assert reasons["broken.wav"] == "not readable as audio"
+    assert reasons["silent.wav"].startswith("silent")
+    assert "shorter than" in reasons["short.wav"]
+    card = (finished / FILE).read_text()
+    for text in ("index.csv (25 files", "6 speakers", "1 speakers, 0.00 h", "1 silent", note["encoder_digest"], "| 12 | "):
+        assert text in card
+
+
+def test_a_finished_training_is_printed_again(finished: Path, speech: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != FILE}
+    (finished / FILE).unlink()
+    pretrain.main(config(speech, finished))
+    assert capsys.readouterr().out.startswith("# wav2vec weights")
+    assert (finished / FILE).exists()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    with pytest.raises(CallError, match=r"holds other weights \(seed: there 0, here 1\)"):
+        pretrain.main(config(speech, finished, seed=1))
+
+
+def test_cut_short_at_random_moments_it_ends_with_the_same_bits(speech: Path, finished: Path, tmp_path: Path):
+    call = config(speech, tmp_path / "torn", save_every=1, look_every=4)
+    began = time.monotonic()
+    subprocess.run([*COMMAND, *flags(replace(call, out=str(tmp_path / "calm")))], check=True, capture_output=True, timeout=600)
+    whole = time.monotonic() - began
+    same(finished, tmp_path / "calm")  # how often a state is saved changes nothing
+    generator, met = random.Random(0), set()
+    for _ in range(4):
+        process = subprocess.Popen([*COMMAND, *flags(call)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(0.4, 1.0) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        met |= {path.name for path in Path(f"{call.out}.training").glob("*")} | {"done"} * Path(call.out).exists()
+    done = subprocess.run([*COMMAND, *flags(call)], check=True, capture_output=True, text=True, timeout=600)
+    assert done.stdout.startswith("# wav2vec weights")
+    assert met  # it did get somewhere before it was killed
+    same(finished, tmp_path / "torn")
+    curves = [checkpoint.about(path, wav2vec.KIND)["curve"] for path in (finished, tmp_path / "torn")]
+    for one, other in zip(*curves, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert not Path(f"{call.out}.training").exists()
+
+
+def test_it_goes_on_after_ctrl_c(speech: Path, finished: Path, tmp_path: Path):
+    call = config(speech, tmp_path / "out", save_every=1)
+    process = subprocess.Popen([*COMMAND, *flags(call)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("update 4 of 12"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; what is done is kept" in errors
+    pretrain.main(call)
+    same(finished, tmp_path / "out")
+
+
+def stopped(call: pretrain.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until the first state is saved, and no further."""
+    keep = pretrain.save_state
+
+    def save_and_stop(*arguments):
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.main(call)
+
+
+def test_other_settings_are_refused(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    call = config(speech, tmp_path / "out")
+    stopped(call, monkeypatch)
+    with pytest.raises(CallError, match=r"'learning_rate': 0.001.*'learning_rate': 0.002"):
+        pretrain.main(replace(call, learning_rate=0.002))
+    other = tmp_path / "speech"
+    shutil.copytree(speech, other)
+    write_tone(other / "3.wav", 1.0, seed=99)
+    with pytest.raises(CallError, match="recordings: there '"):
+        pretrain.main(replace(call, audio=(other / "index.csv",)))
+    shutil.copy(speech / "3.wav", other / "3.wav")
+    pretrain.main(replace(call, audio=(other / "index.csv",)))  # the same recordings at another place
+
+
+def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    call = config(speech, tmp_path / "out")
+    stopped(call, monkeypatch)
+    state = Path(f"{call.out}.training/00000004")
+    leaves, note = checkpoint.load(state, pretrain.UNDER_WAY)
+    shutil.rmtree(state)
+    leaves["0000"] = np.full_like(leaves["0000"], np.nan)
+    checkpoint.save(state, pretrain.UNDER_WAY, leaves, {k: v for k, v in note.items() if k not in ("format", "kind", "digest")})
+    with pytest.raises(WorkError, match=r"loss is nan .* at update 5: lower --learning-rate or --clip-norm; .*out.training"):
+        pretrain.main(call)
+    assert [path.name for path in Path(f"{call.out}.training").iterdir()] == ["00000004"]
+    assert not Path(call.out).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_seconds": 400.0},
+            r"give 2[0-9] crops of at most 1 s, fewer than a batch of 400: lower --batch-seconds \(now 400\)",
+        ),
+        ({"crop_seconds": 0.3}, "too short for these predictions: --crop-seconds 0.68"),
+        ({"crop_seconds": 0.0}, "--crop-seconds 0: above 0"),
+        ({"updates": 0}, "--updates 0: at least 1"),
+        ({"warm_up": 12}, "--warm-up 12: fewer than the 12 updates"),
+        ({"held_out": 1.0}, "--held-out 1: a share below 1"),
+        ({"held_out": 0.95}, "--held-out 0.95 takes every speaker"),
+        ({"precision": "bfloat16"}, "bfloat16 is for GPU and TPU"),
+        ({"conv_feature_layers": "[(8, 10)]"}, "each layer is"),
+        ({"initial": "nowhere"}, "nowhere: no such folder"),
+        ({"notes": Path("nowhere.md")}, "--notes nowhere.md: no such file"),
+        ({"coordinator": "localhost:1"}, "needs --processes"),
+        ({"processes": 2, "process": 0}, "need --coordinator"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: above 0"),
+    ],
+)
+def test_wrong_calls(speech: Path, tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(CallError, match=message):
+        pretrain.main(config(speech, tmp_path / "out", **changes))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_training_goes_on_from_weights(speech: Path, finished: Path, tmp_path: Path):
+    call = config(speech, tmp_path / "out", conv_feature_layers=None, conv_aggregator_layers=None, initial=str(finished))
+    pretrain.main(replace(call, updates=3, warm_up=1, learning_rate=1e-9))
+    for name, leaf in arrays(finished).items():
+        np.testing.assert_allclose(arrays(tmp_path / "out")[name], leaf, atol=1e-7)
+    with pytest.raises(CallError, match="predicts 12 steps and not 5"):
+        pretrain.main(replace(call, out=str(tmp_path / "two"), prediction_steps=5))
+    with pytest.raises(CallError, match="--conv-feature-layers does not go with --initial"):
+        pretrain.main(replace(call, out=str(tmp_path / "two"), conv_feature_layers=LAYERS["conv_feature_layers"]))
+
+
+def test_half_precision_on_disk(speech: Path, finished: Path, tmp_path: Path):
+    pretrain.main(config(speech, tmp_path / "half", dtype="float16"))
+    assert {leaf.dtype for leaf in arrays(tmp_path / "half").values()} == {np.dtype(np.float16)}
+    for name, leaf in arrays(finished).items():
+        np.testing.assert_array_equal(arrays(tmp_path / "half")[name], leaf.astype(np.float16), err_msg=name)
+    assert wav2vec.load(tmp_path / "half").digest == wav2vec.identify(tmp_path / "half")[1] != wav2vec.identify(finished)[1]
+
+
+def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
+    """Two processes, each with a device of its own, against one process with two devices."""
+    alone = config(speech, tmp_path / "alone")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([*COMMAND, *flags(alone)], check=True, capture_output=True, env=environment, timeout=600)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    processes = []
+    for number in (0, 1):
+        call = config(speech, tmp_path / "two", coordinator=f"localhost:{port}", processes=2, process=number)
+        call = replace(call, cache=tmp_path / f"cache{number}")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([*COMMAND, *flags(call)], env=environment, **pipes))
+    outputs = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0].startswith("# wav2vec weights")
+    assert outputs[1][0] == ""
+    note, other = (checkpoint.about(tmp_path / name, wav2vec.KIND) for name in ("two", "alone"))
+    assert note["machine"].startswith("2 x ")
+    assert note["settings"] == other["settings"]
+    # The same rows and the same negatives; only the sums over devices may come in another order.
+    for one, two in zip(note["curve"], other["curve"], strict=True):
+        assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], abs=1e-4)
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+
+
+def test_the_command_says_where_it_stands(speech: Path, tmp_path: Path):
+    done = subprocess.run(
+        [*COMMAND, *flags(config(speech, tmp_path / "out"))], capture_output=True, text=True, check=True, timeout=300
+    )
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("0.01 h to train on")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["update 4 of 12", "update 8 of 12", "update 12 of 12"]
+    assert "held out" in lines[1]
+    assert "h an hour" in lines[1]
+    assert json.loads((tmp_path / "out" / "about" / "metadata").read_text())["kind"] == wav2vec.KIND
+    bad = subprocess.run(
+        [*COMMAND, "--audio", str(tmp_path / "no"), "--out", "x"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == f"jaxser.pretrain: --audio {tmp_path / 'no'}: no such folder or CSV file\n"

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from jaxser import audio
+from jaxser.errors import CallError
+from jaxser.recordings import Recording, counted, find, hold_out, hours
+
+RATE = audio.SAMPLE_RATE
+
+
+def test_a_folder_is_searched_whole(folder: Path):
+    found = find([folder], shortest=RATE // 2)
+    assert [r.path.name for r in found.recordings] == ["a.wav", "b.flac", "c.ogg", "silent.wav"]
+    assert [r.samples for r in found.recordings] == [2 * RATE, RATE, 3 * RATE, RATE]
+    reasons = {Path(path).name: reason for path, reason in found.left_out}
+    assert reasons == {
+        "broken.wav": "not readable as audio",
+        "short.wav": "0.10 s, shorter than the 0.50 s that training needs",
+    }
+    assert hours(found.recordings) == pytest.approx(7 / 3600)
+    assert counted(found.left_out) == "1 not readable as audio; 1 shorter than the 0.50 s that training needs"
+
+
+def test_a_csv_names_speakers_and_files_count_once(folder: Path, tmp_path: Path):
+    table = folder / "index.csv"
+    table.write_text("speaker,path,more\nsam,a.wav,x\n,deep/b.flac,y\nsam,deep/c.ogg,z\n")
+    found = find([table, folder], shortest=8_000)
+    assert {r.path.name: r.speaker for r in found.recordings} == {
+        "a.wav": "0:sam",
+        "b.flac": None,
+        "c.ogg": "0:sam",
+        "silent.wav": None,
+    }
+    other = tmp_path / "moved"
+    folder.rename(other)
+    again = find([other / "index.csv", other], shortest=8_000)
+    assert [r.path.name for r in again.recordings] == [r.path.name for r in found.recordings]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nowhere", None, "nowhere: no such folder or CSV file"),
+        ("a.txt", "path\n", "neither a folder nor a CSV"),
+        ("a.csv", "file,speaker\nx.wav,s\n", "no column path in its header 'file,speaker'"),
+        ("b.csv", "path\n", "no recordings"),
+        ("c.csv", b"path\n\xff\xfe.wav\n", "not a CSV in UTF-8"),
+    ],
+)
+def test_sources_that_are_none(tmp_path: Path, name: str, content: str | bytes | None, message: str):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CallError, match=message):
+        find([path], 8_000)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CallError, match="no recordings"):
+        find([tmp_path / "empty"], 8_000)
+
+
+def test_whole_speakers_are_held_out():
+    recordings = [Recording(Path(f"{i}.wav"), 16_000, f"s{i % 10}" if i < 80 else None) for i in range(100)]
+    train, held, names = hold_out(recordings, 0.2, 0)
+    assert {r.speaker for r in train} & {r.speaker for r in held} == set()
+    assert None not in {r.speaker for r in held}  # a file without a name might be a voice that is trained on
+    assert names == "3 speakers"  # 24 of 100: the first number of whole speakers that reaches 20
+    assert len(held) == 24
+    assert sorted(train + held, key=str) == sorted(recordings, key=str)
+    assert hold_out(recordings, 0.2, 1)[1] != held
+    assert hold_out(recordings, 0.0, 0)[1] == ()
+
+
+def test_files_are_held_out_where_nobody_is_named():
+    recordings = [Recording(Path(f"{i}.wav"), 16_000) for i in range(10)]
+    train, held, names = hold_out(recordings, 0.25, 0)
+    assert (len(train), len(held), names) == (7, 3, "3 files")
+    with pytest.raises(CallError, match=r"--held-out 0.99 takes every file"):
+        hold_out(recordings, 0.99, 0)
