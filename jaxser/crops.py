@@ -122,7 +122,7 @@ class Reader:
     def __init__(
         self, recordings: Sequence[Recording], jobs: int = 0, memory: float = 4.0, gain: tuple[float, float] = (1.0, 1.0)
     ):
-        """`memory` in GiB; `gain` is the range from which each crop's factor is drawn, evenly."""
+        """`memory` in GiB; `gain` is the range from which each crop's factor is drawn, evenly in decibels."""
         self.recordings, self.gain = recordings, gain
         self.left_out: dict[str, str] = {}
         self._room = int(memory * 2**30)
@@ -139,7 +139,7 @@ class Reader:
             ahead: deque[tuple[Batch, list[Future]]] = deque()
             try:
                 for number, batch in enumerate(batches, first):
-                    gains = np.random.default_rng([_GAIN, seed, number]).uniform(*self.gain, batch.rows)
+                    gains = np.exp(np.random.default_rng([_GAIN, seed, number]).uniform(*np.log(self.gain), batch.rows))
                     rows = slice(host * batch.rows // hosts, (host + 1) * batch.rows // hosts)
                     mine = zip(batch.crops[rows], gains[rows], strict=False)  # there may be fewer crops than rows
                     ahead.append((batch, [pool.submit(self._crop, crop, np.float32(gain)) for crop, gain in mine]))

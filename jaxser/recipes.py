@@ -24,7 +24,8 @@ class Recipe:
     clip_norm: float
     """The gradient is scaled down to this norm where it is above; 0: never."""
     gain: tuple[float, float]
-    """Each crop is multiplied by a factor drawn from here, so that the features do not depend on the recording level."""
+    """Each crop is multiplied by a factor drawn from here, evenly in decibels, so that the features do not depend on the level of
+    a recording: the norms' epsilon is not small against a quiet one."""
 
 
 PUBLISHED = Recipe(
@@ -47,14 +48,14 @@ RECIPES = {
     "nano": Recipe(
         architecture=NANO,
         objective=Objective(infonce=True),
-        updates=12_000,
+        updates=10_000,
         learning_rate=1e-3,
         last_learning_rate=0.0,
         warm_up=100,
         crop_seconds=2.0,
         batch_seconds=16.0,
         clip_norm=1.0,
-        gain=(0.3, 1.5),
+        gain=(0.05, 1.5),
     ),
     "base": replace(PUBLISHED, architecture=BASE),
     "large": PUBLISHED,
