@@ -12,7 +12,7 @@ import tyro
 
 from convert.port import Rule, port
 from convert.reader import Source, read
-from jaxser import checkpoint, wav2vec
+from jaxser import checkpoint, network, wav2vec
 from jaxser.architecture import ARCHITECTURES, Architecture, parse_layers
 from jaxser.audio import SAMPLE_RATE
 from jaxser.command import run_command
@@ -143,7 +143,7 @@ def port_wav2vec(tensors: Mapping[str, np.ndarray], config: Architecture) -> dic
     steps = tensors.get("wav2vec_predictions.project_to_steps.weight", np.zeros((0, 0, 0, 12))).shape[-1]
     z, c = config.width
     head = {"kernel": SimpleNamespace(shape=(steps, c, z)), "bias": SimpleNamespace(shape=(z,))}
-    return port(tensors, RULES, {**wav2vec.parameter_shapes(config), wav2vec.PREDICTIONS: head})
+    return port(tensors, RULES, {**network.parameter_shapes(config), wav2vec.PREDICTIONS: head})
 
 
 def check_forward(config: Architecture, params: Mapping[str, Any]) -> str:

@@ -145,7 +145,7 @@ NANO = dataclasses.replace(
     conv_feature_layers=((64, 10, 5), *((128, kernel, stride) for _, kernel, stride in _LARGE_ENCODER[1:])),
     conv_aggregator_layers=tuple((128, kernel, 1) for kernel in range(2, 10)),
 )
-"""One twenty-seventh of the work of LARGE at the same frame rate: the weights that ship. The first layer has half the channels of
-the others, for its activations are most of what training has to move."""
+"""One twenty-seventh of the work of LARGE at the same frame rate: the weights that ship. The first layer has half the channels
+of the others, for its activations are most of what training has to move."""
 
 ARCHITECTURES = {"large": LARGE, "base": BASE, "nano": NANO}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def named_leaves(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
 
 
-def save(path: str | Path, kind: str, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save(path: str | os.PathLike, kind: str, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write a new checkpoint of this kind, whole or not at all. Paths may be remote (gs://).
 
     `about` is plain data, kept beside the arrays. Raises CallError where something is at `path` already.
@@ -45,7 +46,7 @@ def save(path: str | Path, kind: str, params: Mapping[str, Any], about: Mapping[
         writer.save(folder, args=ocp.args.Composite(about=ocp.args.JsonSave(note), params=arrays))
 
 
-def demand_new(path: str | Path) -> epath.Path:
+def demand_new(path: str | os.PathLike) -> epath.Path:
     """The absolute path, or a CallError where something is there: nothing is ever written over."""
     folder = absolute(path)
     if folder.exists():
@@ -53,7 +54,7 @@ def demand_new(path: str | Path) -> epath.Path:
     return folder
 
 
-def about(path: str | Path, kind: str) -> dict[str, Any]:
+def about(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """What a checkpoint says of itself, without reading its arrays; `digest` is that of the arrays.
 
     Raises CallError where there is none at `path`, or one of another kind.
@@ -73,7 +74,7 @@ def about(path: str | Path, kind: str) -> dict[str, Any]:
     return note
 
 
-def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays of a checkpoint, as numpy, and what it says of itself.
 
     Raises CallError as `about` does, and WorkError where the arrays are not those that were written.
@@ -90,7 +91,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return params, note
 
 
-def absolute(path: str | Path) -> epath.Path:
+def absolute(path: str | os.PathLike) -> epath.Path:
     """A path as Orbax wants it: absolute, or remote as it stands."""
     return epath.Path(path).expanduser() if "://" in str(path) else epath.Path(Path(path).expanduser().absolute())
 

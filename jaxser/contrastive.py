@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxser.architecture import Architecture
-from jaxser.wav2vec import valid
+from jaxser.network import valid
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ bits. What is under way lies beside the result, in OUT.training, and goes when t
 
 import dataclasses
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +16,17 @@ import numpy as np
 import tyro
 from etils import epath
 from platformdirs import user_cache_path
-from tqdm import tqdm
 
-from jaxser import audio, cards, checkpoint, contrastive, protocol, recordings, wav2vec
+from jaxser import audio, cards, checkpoint, contrastive, pretraining, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import differences, run_command
-from jaxser.crops import Plan, Reader
+from jaxser.crops import Plan
 from jaxser.digests import digests, text_digest
-from jaxser.errors import CallError, WorkError
+from jaxser.errors import CallError
+from jaxser.pretraining import Course, Reading, say
 from jaxser.recipes import RECIPES, Recipe
 from jaxser.recordings import Recording
-from jaxser.selfsupervised import Learner, State, make_learner, make_schedule
-
-UNDER_WAY = "a pretraining under way"
-"""What the checkpoints in OUT.training say that they hold."""
-
-VALIDATION_SECONDS = 600.0
-"""At most so much held-out sound is heard at each look."""
-
-CHECK = 25
-"""Updates between two looks at the loss for a NaN, and between two moves of the progress bar."""
+from jaxser.selfsupervised import make_learner
 
 
 @dataclass(frozen=True)
@@ -137,9 +126,12 @@ def main(config: Config) -> None:
         "hours_heard": 0.0,
         "seconds": 0.0,
         "curve": [],
+        "since": [],
     }
-    state, note = resume(config.out, learner, learner.start(params or first_params(recipe, config.seed)), note)
-    state, note = train_on(config, learner, plan, dataclasses.replace(plan, recordings=held), recipe, state, note)
+    reading = Reading(config.jobs, config.memory, recipe.gain)
+    course = Course(learner, plan, dataclasses.replace(plan, recordings=held), reading, recipe, config.out)
+    state, note = pretraining.resume(course, learner.start(params or first_params(recipe, config.seed)), note)
+    state, note = pretraining.go_on(course, state, note, config.look_every, config.save_every)
     params = jax.tree.map(np.asarray, state.params)
     wav2vec.save(config.out, recipe.architecture, params, note, config.dtype)
     finish(config.out, checkpoint.about(config.out, wav2vec.KIND))
@@ -246,124 +238,12 @@ def settings(config: Config, recipe: Recipe, found: Sequence[Recording]) -> dict
     return checkpoint.plain(values)
 
 
-def train_on(
-    config: Config, learner: Learner, plan: Plan, held: Plan, recipe: Recipe, state: State, note: dict[str, Any]
-) -> tuple[State, dict[str, Any]]:
-    """Go on from `note["updates"]` to the last update, with looks at held-out speech and saved states on the way.
-
-    Raises WorkError where loss or gradient is no finite number; the last saved state is then sound.
-    """
-    reader = Reader(plan.recordings, config.jobs, config.memory, recipe.gain)
-    looker = Reader(held.recordings, config.jobs, config.memory / 10)
-    first, last, rate = note["updates"], recipe.updates, make_schedule(recipe)
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-    began, before, pending, since = time.monotonic(), note["seconds"], [], []
-    reads = reader.read(plan.batches(first, last), config.seed, first, **hosts)
-    with tqdm(total=last, initial=first, desc="pretrain", unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for number, read in enumerate(reads, first + 1):
-            state, metrics = learner.update(state, read)
-            pending.append(metrics)
-            note["hours_heard"] += read.samples / audio.SAMPLE_RATE / 3600
-            look = number % config.look_every == 0 or number == last
-            save = number % config.save_every == 0 and number != last
-            if not (look or save or number % CHECK == 0):
-                continue
-            since += [demand_finite(m, number - len(pending) + 1 + i, config) for i, m in enumerate(pending)]
-            bar.update(len(pending))
-            bar.set_postfix_str(f"loss {since[-1][0]:.3f}", refresh=False)
-            pending = []
-            note["updates"], note["seconds"] = number, before + time.monotonic() - began
-            note["left_out"] |= reader.left_out
-            if look:
-                loss, right, norm = np.mean(since, axis=0)
-                row = {"updates": number, "hours_heard": note["hours_heard"], "loss": loss, "accuracy": right, "norm": norm}
-                row |= {"learning_rate": float(rate(number)), "seconds": round(note["seconds"], 1)}
-                row |= score(learner, held, looker, state, config.seed, hosts)
-                note["curve"].append({name: round(float(v), 6) for name, v in row.items()} | {"updates": number})
-                since = []
-                say(in_words(note, last, (time.monotonic() - began) / (number - first)))
-            if save:
-                save_state(config.out, state, note)
-    return state, note
-
-
-def demand_finite(metrics: Any, number: int, config: Config) -> list[float]:
-    """Loss, accuracy and gradient norm of an update as numbers, or a WorkError that says what to lower."""
-    values = [float(value) for value in metrics]
-    if not np.isfinite(values).all():
-        raise WorkError(
-            f"the loss is {values[0]} and the gradient's norm {values[2]} at update {number}: lower --learning-rate or "
-            f"--clip-norm; the last saved state is kept in {under_way(config.out)}"
-        )
-    return values
-
-
-def score(learner: Learner, held: Plan, looker: Reader, state: State, seed: int, hosts: Mapping[str, int]) -> dict[str, float]:
-    """Loss and accuracy on held-out speech; nothing where none is held out."""
-    if not held.recordings:
-        return {}
-    batches = held.epoch(0)
-    batches = batches[: max(1, round(VALIDATION_SECONDS * audio.SAMPLE_RATE / held.batch))]
-    reads = looker.read(batches, seed, **hosts)
-    found = [learner.score(state, read, i) for i, read in enumerate(reads)]
-    loss, positives, correct = np.sum([[float(value) for value in sums] for sums in found], axis=0)
-    return {"held_out_loss": loss / positives, "held_out_accuracy": correct / positives} if positives else {}
-
-
-def in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> str:
-    """One line on where a training stands."""
-    row = note["curve"][-1]
-    left = round((last - row["updates"]) * seconds_an_update)
-    held = f", held out {row['held_out_loss']:.3f} and {100 * row['held_out_accuracy']:.1f} %" if "held_out_loss" in row else ""
-    speed = note["hours_heard"] / note["updates"] / seconds_an_update * 3600
-    return (
-        f"update {row['updates']:,} of {last:,}: loss {row['loss']:.3f}, right {100 * row['accuracy']:.1f} %{held}; "
-        f"{note['hours_heard']:.1f} h heard ({note['updates'] / note['updates_an_epoch']:.1f} epochs), {speed:.0f} h an hour, "
-        f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-    )
-
-
-def under_way(out: str) -> epath.Path:
-    """Where the states of an unfinished training lie."""
-    return checkpoint.absolute(out.rstrip("/") + ".training")
-
-
-def save_state(out: str, state: State, note: Mapping[str, Any]) -> None:
-    """Keep a state, whole or not at all, then let go of those before it."""
-    folder = under_way(out)
-    leaves = {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    checkpoint.save(folder / f"{note['updates']:08}", UNDER_WAY, leaves, note)
-    if jax.process_index() == 0:
-        for older in _states(folder)[:-1]:
-            older.rmtree()
-
-
-def _states(folder: epath.Path) -> list[epath.Path]:
-    found = folder.iterdir() if folder.exists() else ()
-    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
-
-
-def resume(out: str, learner: Learner, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-    """The last saved state and its note, or what was given where there is none. Raises CallError for one of other settings."""
-    states = _states(under_way(out))
-    if not states:
-        return state, note
-    leaves, found = checkpoint.load(states[-1], UNDER_WAY)
-    if differing := differences(found["settings"], note["settings"]):
-        raise CallError(f"{under_way(out)} is the training of other settings ({differing}): give another --out, or delete it")
-    state = jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in sorted(leaves)])
-    say(f"going on after update {found['updates']:,}")
-    kept = {name: found[name] for name in ("updates", "hours_heard", "seconds", "curve")}
-    return learner.place(state), note | kept | {"left_out": note["left_out"] | found["left_out"]}
-
-
 def finish(out: str, note: Mapping[str, Any]) -> None:
     """Print the model card, write it beside the weights, and let go of the states. Does no harm twice."""
     card = cards.pretraining(note)
     if jax.process_index() == 0:
         (checkpoint.absolute(out) / cards.FILE).write_text(card)
-        if under_way(out).exists():
-            under_way(out).rmtree()
+        pretraining.forget(out)
         print(card)
 
 
@@ -372,12 +252,6 @@ def machine() -> str:
     kind = jax.devices()[0].device_kind
     hosts = f"{jax.process_count()} hosts, " * (jax.process_count() > 1)
     return f"{hosts}{jax.device_count()} x {kind}, {protocol.processor()}, {os.cpu_count()} cores"
-
-
-def say(text: str) -> None:
-    """Progress, once for all hosts."""
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ class Recipe:
     clip_norm: float
     """The gradient is scaled down to this norm where it is above; 0: never."""
     gain: tuple[float, float]
-    """Each crop is multiplied by a factor drawn from here, evenly in decibels, so that the features do not depend on the level of
-    a recording: the norms' epsilon is not small against a quiet one."""
+    """Each crop is multiplied by a factor drawn from here, evenly in decibels, so that the features do not depend on the level
+    of a recording: the norms' epsilon is not small against a quiet one."""
 
 
 PUBLISHED = Recipe(

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int, Key
 from jaxser import contrastive
 from jaxser.contrastive import Objective, Sums
 from jaxser.crops import Read
+from jaxser.network import Wav2Vec
 from jaxser.recipes import Recipe
-from jaxser.wav2vec import PREDICTIONS, Precision, Wav2Vec
+from jaxser.wav2vec import PREDICTIONS, Precision
 
 FIRST_RATE = 1e-4
 """Where the warm-up begins, as a share of the highest learning rate: near fairseq's 1e-7 of 5e-3."""
@@ -128,7 +129,7 @@ def make_learner(
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(sums.positives > 0, new, old), new, (state.params, state.optimiser)
         )
-        metrics = Metrics(sums.loss / count, sums.correct / count, optax.global_norm(gradients))
+        metrics = Metrics(sums.loss / count, sums.correct / count, optax.tree.norm(gradients))
         return State(params, moments, state.step + 1), metrics
 
     @jax.jit

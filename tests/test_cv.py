@@ -26,6 +26,7 @@ def config(table: Path, tmp_path: Path) -> cv.Config:
     return cv.Config(
         corpus="csv",
         root=table,
+        features="lld",
         head="mean",
         updates=150,
         learning_rate=1e-2,

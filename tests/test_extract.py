@@ -18,7 +18,7 @@ from jaxser.store import load_frames
 
 def run(table: Path, cache: Path, **changes):
     strict = changes.pop("strict", False)
-    config = extract.Config(corpus="csv", root=table, cache=cache, **changes)
+    config = extract.Config(corpus="csv", root=table, features="lld", cache=cache, **changes)
     corpus, store, contents = extract.extract(corpora.read("csv", table, "all"), extract.extractor_of(config), cache, 2, strict)
     return corpus, store, contents, corpus.left_out
 
@@ -89,6 +89,8 @@ def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_pat
         "csv",
         "--root",
         table,
+        "--features",
+        "lld",
         "--cache",
         tmp_path / "cache",
         "--out",

@@ -21,8 +21,8 @@ FLOORS = [
         "recordings",
         "crops",
     ],
-    ["lld", "checkpoint", "spectral", "wav2vec", "contrastive", "recipes", "heads"],
-    ["extract_lld", "extract_wav2vec", "extract", "train", "selfsupervised"],
+    ["lld", "checkpoint", "spectral", "network", "wav2vec", "contrastive", "recipes", "heads"],
+    ["extract_lld", "extract_wav2vec", "extract", "train", "selfsupervised", "pretraining"],
     ["protocol", "results", "report", "cards"],
     ["pretrain", "cv"],
 ]

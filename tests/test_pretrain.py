@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from jaxser import checkpoint, pretrain, wav2vec
+from jaxser import checkpoint, pretrain, pretraining, wav2vec
 from jaxser.cards import FILE
 from jaxser.errors import CallError, WorkError
 
@@ -95,7 +95,7 @@ def test_the_card_and_the_curve(finished: Path):
     assert reasons["silent.wav"].startswith("silent")
     assert "shorter than" in reasons["short.wav"]
     card = (finished / FILE).read_text()
-    for text in ("index.csv (25 files", "6 speakers", "1 speakers, 0.00 h", "1 silent", note["encoder_digest"], "| 12 | "):
+    for text in ("index.csv (25 files", "6 speakers", "1 speaker, 0.00 h", "1 silent", note["encoder_digest"], "| 12 | "):
         assert text in card
 
 
@@ -149,14 +149,14 @@ def test_it_goes_on_after_ctrl_c(speech: Path, finished: Path, tmp_path: Path):
 
 def stopped(call: pretrain.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until the first state is saved, and no further."""
-    keep = pretrain.save_state
+    keep = pretraining._save
 
     def save_and_stop(*arguments):
         keep(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "save_state", save_and_stop)
+        patch.setattr(pretraining, "_save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain.main(call)
 
@@ -179,10 +179,10 @@ def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pyt
     call = config(speech, tmp_path / "out")
     stopped(call, monkeypatch)
     state = Path(f"{call.out}.training/00000004")
-    leaves, note = checkpoint.load(state, pretrain.UNDER_WAY)
+    leaves, note = checkpoint.load(state, pretraining.KIND)
     shutil.rmtree(state)
     leaves["0000"] = np.full_like(leaves["0000"], np.nan)
-    checkpoint.save(state, pretrain.UNDER_WAY, leaves, {k: v for k, v in note.items() if k not in ("format", "kind", "digest")})
+    checkpoint.save(state, pretraining.KIND, leaves, {k: v for k, v in note.items() if k not in ("format", "kind", "digest")})
     with pytest.raises(WorkError, match=r"loss is nan .* at update 5: lower --learning-rate or --clip-norm; .*out.training"):
         pretrain.main(call)
     assert [path.name for path in Path(f"{call.out}.training").iterdir()] == ["00000004"]

@@ -14,7 +14,8 @@ def run(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path
     # A class and a speaker whose names would break a page that does not escape them.
     text = table.read_text().replace(",low,", ",<b>low&,").replace(",s0,", ",</td>s0,")
     table.write_text(text)
-    cv.main(cv.Config(corpus="csv", root=table, cache=tmp_path / "c", out=tmp_path / "r", updates=5, head="mean", folds=3))
+    flags = {"features": "lld", "head": "mean", "updates": 5, "folds": 3}
+    cv.main(cv.Config(corpus="csv", root=table, cache=tmp_path / "c", out=tmp_path / "r", **flags))
     capsys.readouterr()
     return tmp_path / "r"
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxser import checkpoint, wav2vec
+from jaxser import checkpoint, network, wav2vec
 from jaxser.architecture import BASE, LARGE, NANO
 from jaxser.errors import CallError, WorkError
 
@@ -25,7 +25,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def test_the_published_number_of_parameters():
-    sizes = {name: leaf.size for name, leaf in checkpoint.named_leaves(wav2vec.parameter_shapes(LARGE))}
+    sizes = {name: leaf.size for name, leaf in checkpoint.named_leaves(network.parameter_shapes(LARGE))}
     assert sum(size for name, size in sizes.items() if name.startswith("encoder")) == 5_779_456
     assert sum(size for name, size in sizes.items() if name.startswith("context")) == 23_611_392
     assert len(sizes) == 69  # 71 with the prediction head's two
@@ -34,7 +34,7 @@ def test_the_published_number_of_parameters():
 def test_group_norm_worked_by_hand():
     # One group over both channels and the first two frames: mean 2.5, variance 1.25. The third frame is not counted.
     x = jnp.array([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
-    y = wav2vec.group_norm(x, jnp.array([2]), jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0]))
+    y = network.group_norm(x, jnp.array([2]), jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0]))
     root = np.sqrt(1.25 + 1e-5)
     np.testing.assert_allclose(y[0, :2], [[-3 / root, 1 - 0.5 / root], [1 / root, 1 + 1.5 / root]], rtol=1e-6)
 
@@ -68,7 +68,7 @@ def test_context_looks_back_only(encoder: wav2vec.Encoder):
     x = jnp.asarray(noise(1, 16_000))
     gradient = jax.grad(lambda x: model.apply({"params": params}, x, jnp.array([16_000]))[1][0, 30].sum())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wav2vec, "group_norm", lambda x, frames, scale, bias: x)  # what couples all frames
+        patch.setattr(network, "group_norm", lambda x, frames, scale, bias: x)  # what couples all frames
         touched = np.flatnonzero(np.asarray(gradient(x)[0]))
     first, last = touched.min(), touched.max()
     assert last == 30 * config.stride + config.receptive_field[0] - 1

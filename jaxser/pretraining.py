@@ -1,0 +1,171 @@
+"""A pretraining as it goes: updates, looks at held-out speech, states saved on the way and found again.
+
+States are Orbax checkpoints in OUT.training, whole or not there. What a state does not hold follows from the seed and the
+number of updates done, so that going on from one gives the bits of a training that was never cut short.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from jaxser import audio, checkpoint
+from jaxser.command import differences
+from jaxser.crops import Plan, Reader
+from jaxser.errors import CallError, WorkError
+from jaxser.recipes import Recipe
+from jaxser.selfsupervised import Learner, State, make_schedule
+
+KIND = "a pretraining under way"
+"""What a saved state says that it holds."""
+
+VALIDATION_SECONDS = 600.0
+"""At most so much held-out sound is heard at each look."""
+
+CHECK = 25
+"""Updates between two looks at the loss for a NaN, and between two moves of the progress bar."""
+
+
+class Reading(NamedTuple):
+    """How recordings are read: threads (0: one a core), GiB for what was decoded, range of the gain."""
+
+    jobs: int
+    memory: float
+    gain: tuple[float, float]
+
+
+class Course(NamedTuple):
+    """One training: who learns, from what, scored on what, where its states lie."""
+
+    learner: Learner
+    plan: Plan
+    held: Plan
+    reading: Reading
+    recipe: Recipe
+    out: str
+
+
+def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, save_every: int) -> tuple[State, dict[str, Any]]:
+    """From update `note["updates"]` to the last one, with a look at held-out speech and a saved state every so many.
+
+    The note keeps count; a row of its `curve` is one look. Raises WorkError where a loss or gradient is no finite
+    number; the last saved state is then sound.
+    """
+    learner, plan, recipe = course.learner, course.plan, course.recipe
+    reader = Reader(plan.recordings, *course.reading)
+    looker = Reader(course.held.recordings, course.reading.jobs, course.reading.memory / 10)
+    first, last, rate = note["updates"], recipe.updates, make_schedule(recipe)
+    began, before, pending = time.monotonic(), note["seconds"], []
+    reads = reader.read(plan.batches(first, last), plan.seed, first, jax.process_index(), jax.process_count())
+    with tqdm(total=last, initial=first, desc="pretrain", unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for number, read in enumerate(reads, first + 1):
+            state, metrics = learner.update(state, read)
+            pending.append(metrics)
+            note["hours_heard"] += read.samples / audio.SAMPLE_RATE / 3600
+            look = number % look_every == 0 or number == last
+            save = number % save_every == 0 and number != last
+            if not (look or save or number % CHECK == 0):
+                continue
+            note["since"] += [_finite(m, number - len(pending) + 1 + i, course.out) for i, m in enumerate(pending)]
+            bar.update(len(pending))
+            bar.set_postfix_str(f"loss {note['since'][-1][0]:.3f}", refresh=False)
+            pending = []
+            note["updates"], note["seconds"] = number, before + time.monotonic() - began
+            note["left_out"] |= reader.left_out
+            if look:
+                loss, right, norm = np.mean(note["since"], axis=0)
+                row = {"hours_heard": note["hours_heard"], "loss": loss, "accuracy": right, "norm": norm}
+                row |= {"learning_rate": float(rate(number - 1)), "seconds": note["seconds"]}
+                row |= _score(learner, course.held, looker, state)
+                note["curve"].append({"updates": number} | {name: round(float(v), 6) for name, v in row.items()})
+                note["since"] = []
+                say(_in_words(note, last, (time.monotonic() - began) / (number - first)))
+            if save:
+                _save(course.out, state, note)
+    return state, note
+
+
+def _finite(metrics: Any, number: int, out: str) -> list[float]:
+    # Loss, accuracy and gradient norm of an update.
+    values = [float(value) for value in metrics]
+    if not np.isfinite(values).all():
+        raise WorkError(
+            f"the loss is {values[0]} and the gradient's norm {values[2]} at update {number}: lower --learning-rate or "
+            f"--clip-norm; the last saved state is kept in {_under_way(out)}"
+        )
+    return values
+
+
+def _score(learner: Learner, held: Plan, looker: Reader, state: State) -> dict[str, float]:
+    if not held.recordings:
+        return {}
+    batches = held.epoch(0)
+    batches = batches[: max(1, round(VALIDATION_SECONDS * audio.SAMPLE_RATE / held.batch))]
+    reads = looker.read(batches, held.seed, 0, jax.process_index(), jax.process_count())
+    found = [learner.score(state, read, i) for i, read in enumerate(reads)]
+    loss, positives, correct = np.sum([[float(value) for value in sums] for sums in found], axis=0)
+    return {"held_out_loss": loss / positives, "held_out_accuracy": correct / positives} if positives else {}
+
+
+def _in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> str:
+    row = note["curve"][-1]
+    left = round((last - row["updates"]) * seconds_an_update)
+    held = f", held out {row['held_out_loss']:.3f} and {100 * row['held_out_accuracy']:.1f} %" if "held_out_loss" in row else ""
+    speed = note["hours_heard"] / note["updates"] / seconds_an_update * 3600
+    return (
+        f"update {row['updates']:,} of {last:,}: loss {row['loss']:.3f}, right {100 * row['accuracy']:.1f} %{held}; "
+        f"{note['hours_heard']:.1f} h heard ({note['updates'] / note['updates_an_epoch']:.1f} epochs), {speed:.0f} h an hour, "
+        f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+    )
+
+
+def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    """The last saved state and its note, or what was given where there is none. Raises CallError for one of other settings."""
+    states = _states(course.out)
+    if not states:
+        return state, note
+    leaves, found = checkpoint.load(states[-1], KIND)
+    if differing := differences(found["settings"], note["settings"]):
+        raise CallError(
+            f"{_under_way(course.out)} is the training of other settings ({differing}): give another --out, or delete it"
+        )
+    state = jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in sorted(leaves)])
+    say(f"going on after update {found['updates']:,}")
+    kept = {name: found[name] for name in ("updates", "hours_heard", "seconds", "curve", "since")}
+    return course.learner.place(state), note | kept | {"left_out": note["left_out"] | found["left_out"]}
+
+
+def _save(out: str, state: State, note: Mapping[str, Any]) -> None:
+    # Whole or not at all; then those before it go.
+    leaves = {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    checkpoint.save(_under_way(out) / f"{note['updates']:08}", KIND, leaves, note)
+    if jax.process_index() == 0:
+        for older in _states(out)[:-1]:
+            older.rmtree()
+
+
+def _under_way(out: str) -> epath.Path:
+    return checkpoint.absolute(out.rstrip("/") + ".training")
+
+
+def _states(out: str) -> list[epath.Path]:
+    folder = _under_way(out)
+    found = folder.iterdir() if folder.exists() else ()
+    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def forget(out: str) -> None:
+    """Let go of all saved states."""
+    if _under_way(out).exists():
+        _under_way(out).rmtree()
+
+
+def say(text: str) -> None:
+    """Progress, once for all hosts."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
