@@ -83,7 +83,7 @@ def main(config: Config) -> None:
 def update_call(system: str, recipe: Recipe, config: Config) -> Callable[[], Any]:
     """A function that makes `config.updates` updates of one system, each on the same batch, and returns when they are done."""
     samples = round(recipe.crop_seconds * audio.SAMPLE_RATE)
-    rows = max(1, round(recipe.batch_seconds / recipe.crop_seconds))
+    rows = rows_of(recipe)
     waveforms = np.random.default_rng(0).normal(0, 0.1, (rows, samples)).astype(np.float32)
     model = twin_of(recipe)
     if system == "jaxser":
@@ -137,6 +137,11 @@ class Asked:
         return getattr(self.model, name)
 
 
+def rows_of(recipe: Recipe) -> int:
+    """Crops a batch."""
+    return max(1, round(recipe.batch_seconds / recipe.crop_seconds))
+
+
 def twin_of(recipe: Recipe) -> torch.nn.Module:
     """fairseq's model with the network and the objective of a recipe."""
     network, objective = recipe.architecture.to_json(), recipe.objective
@@ -147,13 +152,14 @@ def twin_of(recipe: Recipe) -> torch.nn.Module:
 
 def row_of(name: str, timing: Timing, recipe: Recipe, config: Config) -> dict[str, Any]:
     """One line of the table and of the JSON."""
-    speed = timing.per_second(config.updates * recipe.batch_seconds)
+    rows = rows_of(recipe)
+    speed = timing.per_second(config.updates * rows * recipe.crop_seconds)
     flags = ("--recipe", config.recipe, "--dtype", config.dtype, "--batch-seconds", str(recipe.batch_seconds))
     return {
         "name": f"update of {config.recipe}",
         "system": name,
         "dtype": config.dtype,
-        "batch": max(1, round(recipe.batch_seconds / recipe.crop_seconds)),
+        "batch": rows,
         "audio_seconds_per_second": speed["median"],
         "low": speed["low"],
         "high": speed["high"],

@@ -20,6 +20,12 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SILENCE = 2.0**-15
 """A clip whose samples span less than this, one step of 16-bit audio, holds no sound at all."""
 
+UNKNOWN = 2**62
+"""libsndfile's number of samples for a file that does not say: what programs write that stream a flac into a pipe."""
+
+UNREADABLE = (soundfile.LibsndfileError, RuntimeError, OSError, TypeError)
+"""What soundfile raises for files that it cannot read; TypeError for those it takes for headerless ones, by their suffix."""
+
 Crop = Literal["first", "centre"]
 
 
@@ -38,7 +44,10 @@ def load(path: str | Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "fi
     """
     signal, rate = _decode(Path(path))
     signal = crop(resample(signal, rate), max_seconds, crop_to)
-    _demand_sound(signal, f"the {crop_to} {max_seconds:g} s" if max_seconds else "it")
+    _demand_finite(signal)
+    if silent(signal):
+        part = f"the {crop_to} {max_seconds:g} s" if max_seconds else "it"
+        raise AudioError(f"silent: every sample of {part} is {signal[0]:g}")
     return signal
 
 
@@ -46,27 +55,31 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
     """Read `samples` of a file from sample `start` on, both counted at 16 kHz, without decoding the rest.
 
     For long recordings. Near its two ends a part that had to be resampled differs a little from the same samples of the
-    whole, for the filter sees silence there. Raises AudioError as `load` does; a damage elsewhere in the file is not seen.
+    whole, for the filter sees silence there. Raises AudioError for a part that is unreadable, cut short or not finite; one
+    that is silent is a part like others, and a damage elsewhere in the file is not seen.
     """
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
             file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
             signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
         raise AudioError(f"not readable as audio: {_reason(error)}") from None
     signal = resample(signal.mean(axis=1, dtype=np.float32), rate)[:samples]
     if len(signal) < samples - 1:
         raise AudioError(f"cut short: {len(signal)} of {samples} samples from {start / SAMPLE_RATE:.2f} s on")
-    _demand_sound(signal, f"{samples / SAMPLE_RATE:g} s from {start / SAMPLE_RATE:.2f} s on")
+    _demand_finite(signal)
     return signal
 
 
-def _demand_sound(signal: Float32[np.ndarray, " s"], part: str) -> None:
+def silent(signal: Float32[np.ndarray, " s"]) -> bool:
+    """Whether it holds no sound at all: every sample is the same, to half a step of 16-bit audio."""
+    return bool(signal.size) and float(np.ptp(signal)) < SILENCE
+
+
+def _demand_finite(signal: Float32[np.ndarray, " s"]) -> None:
     if not np.isfinite(signal).all():
         raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")
-    if signal.size and np.ptp(signal) < SILENCE:
-        raise AudioError(f"silent: every sample of {part} is {signal[0]:g}")
 
 
 def _reason(error: Exception) -> str:
@@ -78,9 +91,9 @@ def samples_promised(path: Path) -> int:
     """How many samples at SAMPLE_RATE a file's header promises, 0 where it cannot be read: for planning, never for belief."""
     try:
         header = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
+    except UNREADABLE:
         return 0
-    return round(header.frames * SAMPLE_RATE / header.samplerate)
+    return round(header.frames * SAMPLE_RATE / header.samplerate) if header.frames < UNKNOWN else 0
 
 
 def resample(signal: Float32[np.ndarray, " s"], rate: int) -> Float32[np.ndarray, " s2"]:
@@ -106,9 +119,13 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
         raise AudioError("the file is empty (0 bytes)")
     try:
         with soundfile.SoundFile(path) as file:
-            samples = file.read(dtype="float32", always_2d=True)
             rate, promised = file.samplerate, file.frames
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+            if promised >= UNKNOWN:
+                raise AudioError(
+                    "its header does not say how long it is, as of one that was written into a pipe: write it anew"
+                )
+            samples = file.read(dtype="float32", always_2d=True)
+    except UNREADABLE as error:
         raise AudioError(f"not readable as audio: {_reason(error)}") from None
     if len(samples) < promised or _ends_early(path):
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")

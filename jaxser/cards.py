@@ -13,10 +13,10 @@ ROWS = 16
 """Looks at the held-out speech that the card lists at most; the checkpoint has them all."""
 
 
-def source_of(source: Path, found: Sequence[Recording]) -> dict[str, Any]:
+def source_of(number: int, source: Path, found: Sequence[Recording]) -> dict[str, Any]:
     """One folder or CSV as the card names it: its last two names, files, hours, speakers."""
     home = (source if source.is_dir() else source.parent).absolute()
-    mine = [r for r in found if home in r.path.parents]
+    mine = [r for r in found if r.source == number]
     speakers = len({r.speaker for r in mine if r.speaker})
     name = home.name if source.is_dir() else f"{home.name}/{source.name}"
     return {"name": name, "files": len(mine), "hours": round(recordings.hours(mine), 2), "speakers": speakers}

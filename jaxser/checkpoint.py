@@ -62,6 +62,8 @@ def about(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     folder = absolute(path)
     if not folder.exists():
         raise CallError(f"{path}: no such folder")
+    if not is_whole(path):
+        raise CallError(f"{path} is not a whole checkpoint: what wrote it was cut short; delete it")
     try:
         note = json.loads((folder / "about" / "metadata").read_text())
         found, digest = note["kind"], note["digest"]
@@ -72,6 +74,12 @@ def about(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     if found != kind:
         raise CallError(f"{path} holds {found}, not {kind}")
     return note
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether writing a checkpoint came to its end. A local one has its name only then; a remote one has a mark."""
+    folder = absolute(path)
+    return "://" not in str(folder) or ocp.utils.is_checkpoint_finalized(folder)
 
 
 def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -105,7 +105,7 @@ def _fitting(samples: int, lengths: Sequence[int]) -> int:
 
 
 class Read(NamedTuple):
-    """A batch as the network takes it. A row that is empty, or whose file could not be used, has length 0."""
+    """A batch as the network takes it. A row that is empty or silent, or whose file could not be used, has length 0."""
 
     waveforms: Float32[np.ndarray, "b s"]
     lengths: Int32[np.ndarray, " b"]
@@ -151,12 +151,17 @@ class Reader:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _crop(self, crop: Crop, gain: np.float32) -> Float32[np.ndarray, " s"]:
-        path = self.recordings[crop.recording].path
+        path = str(self.recordings[crop.recording].path)
         try:
-            return self._sound(crop)[: crop.samples] * gain  # a new array: what is kept stays as it was decoded
+            if path in self.left_out:
+                raise audio.AudioError(self.left_out[path])
+            sound = self._sound(crop)
         except audio.AudioError as error:
-            self.left_out[str(path)] = str(error)
+            self.left_out[path] = str(error)
             return np.zeros(0, np.float32)
+        if audio.silent(sound):
+            return np.zeros(0, np.float32)  # nothing to predict here; the rest of the recording is as good as ever
+        return sound * gain  # a new array: what is kept stays as it was decoded
 
     def _sound(self, crop: Crop) -> Float32[np.ndarray, " s"]:
         recording = self.recordings[crop.recording]
@@ -164,8 +169,6 @@ class Reader:
             return audio.load_part(recording.path, crop.start, crop.samples)
         sound = self._kept.get(crop.recording)
         if sound is None:
-            if str(recording.path) in self.left_out:
-                raise audio.AudioError(self.left_out[str(recording.path)])
             sound = audio.load(recording.path, max_seconds=0.0)
             if len(sound) < recording.samples - audio.SAMPLE_RATE // 10:
                 seconds, promised = (n / audio.SAMPLE_RATE for n in (len(sound), recording.samples))
@@ -173,7 +176,7 @@ class Reader:
             if sound.nbytes <= self._room:
                 self._room -= sound.nbytes
                 self._kept[crop.recording] = sound
-        return sound[crop.start :]
+        return sound[crop.start : crop.start + crop.samples]
 
 
 def _together(batch: Batch, futures: Sequence[Future], hosts: int) -> Read:

@@ -25,7 +25,8 @@ def text_digest(text: str) -> str:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file whole or not at all: under another name first, then renamed."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Names of files need not be UTF-8.
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
     part.replace(path)
 
 
@@ -35,7 +36,7 @@ def digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
     A file that is gone keeps the digest it had: once its features are stored, the audio itself is no longer needed.
     """
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
+        known = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError):
         known = {}
     found, news = {}, {}

@@ -6,6 +6,7 @@ bits. What is under way lies beside the result, in OUT.training, and goes when t
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from etils import epath
 from platformdirs import user_cache_path
 
-from jaxser import audio, cards, checkpoint, contrastive, pretraining, protocol, recordings, wav2vec
+from jaxser import audio, cards, checkpoint, contrastive, crops, pretraining, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import differences, run_command
 from jaxser.crops import Plan
@@ -43,7 +43,8 @@ class Config:
     recipe: Literal["nano", "base", "large"] = "nano"
     """All settings that are not given: `nano` are those of the weights that ship, `base` and `large` the published ones."""
     initial: str | None = None
-    """Weights to begin with, in place of random ones: a path, or `nano`. Their architecture is kept."""
+    """Weights to begin with, in place of random ones: a path, `nano`, or a saved state of another training
+    (OTHER.training/00001000). Their architecture is kept."""
     conv_feature_layers: str | None = None
     """Encoder layers in place of the recipe's, such as "[(128, 10, 5), (128, 8, 4)]": channels, kernel, stride."""
     conv_aggregator_layers: str | None = None
@@ -103,25 +104,26 @@ def main(config: Config) -> None:
     sizes = (round(seconds * audio.SAMPLE_RATE) for seconds in (recipe.crop_seconds, recipe.batch_seconds))
     plan = Plan(train, *sizes, config.seed, jax.device_count())
     demand_enough(plan, shortest)
-    mine = settings(config, recipe, found.recordings)
-    if epath.Path(config.out).exists():
+    mine = settings(config, recipe, params, found.recordings)
+    if checkpoint.absolute(config.out).exists():
         note = checkpoint.about(config.out, wav2vec.KIND)
         if differing := differences(note.get("settings", {}), mine):
             raise CallError(f"{config.out} holds other weights ({differing}): give another --out, or delete it")
         finish(config.out, note)
         return
     say(f"{recordings.hours(train):.2f} h to train on, {plan.updates_an_epoch():,} updates an epoch; held out: {held_names}")
+    pretraining.begin(config.out)
     learner = make_learner(recipe, config.seed, config.precision)
     note = {
         "settings": mine,
-        "sources": [cards.source_of(path, found.recordings) for path in config.audio],
+        "sources": [cards.source_of(i, path, found.recordings) for i, path in enumerate(config.audio)],
         "train_hours": round(recordings.hours(train), 4),
         "held_out": f"{held_names}, {recordings.hours(held):.2f} h",
         "left_out": dict(found.left_out),
         "updates_an_epoch": plan.updates_an_epoch(),
         "machine": machine(),
         "versions": protocol.versions(),
-        "notes": config.notes.read_text(encoding="utf-8") if config.notes else "",
+        "notes": _notes(config),
         "updates": 0,
         "hours_heard": 0.0,
         "seconds": 0.0,
@@ -151,13 +153,29 @@ def check(config: Config) -> None:
             raise CallError(f"{_flag(name)} {value:g}: above 0")
     if config.held_out >= 1:
         raise CallError(f"--held-out {config.held_out:g}: a share below 1")
-    if config.notes and not config.notes.is_file():
-        raise CallError(f"--notes {config.notes}: no such file")
+    if config.seed >= 2**31:
+        raise CallError(f"--seed {config.seed}: below {2**31}")
+    if config.out in wav2vec.SHIPPED_NAMES:
+        raise CallError(f"--out {config.out}: that is the name of weights that ship; give a path, such as ./{config.out}")
+    _notes(config)
     hosts = (config.processes, config.process)
-    if config.coordinator in (None, "auto") and hosts != (None, None):
-        raise CallError("--processes and --process need --coordinator HOST:PORT")
-    if config.coordinator not in (None, "auto") and None in hosts:
-        raise CallError(f"--coordinator {config.coordinator} needs --processes, how many, and --process, which one this is")
+    if config.coordinator in (None, "auto"):
+        if hosts != (None, None):
+            raise CallError("--processes and --process need --coordinator HOST:PORT")
+    elif None in hosts or not 0 <= config.process < config.processes or not re.fullmatch(r".+:\d+", config.coordinator):
+        raise CallError(
+            f"--coordinator {config.coordinator} --processes {config.processes} --process {config.process}: HOST:PORT, how "
+            "many there are, and which one this is, from 0"
+        )
+
+
+def _notes(config: Config) -> str:
+    if config.notes is None:
+        return ""
+    try:
+        return config.notes.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CallError(f"--notes {config.notes}: {getattr(error, 'strerror', None) or 'not a text in UTF-8'}") from None
 
 
 def _flag(name: str) -> str:
@@ -166,10 +184,13 @@ def _flag(name: str) -> str:
 
 def join_hosts(config: Config) -> None:
     """Connect with the other hosts, where there are any."""
-    if config.coordinator == "auto":
-        jax.distributed.initialize()
-    elif config.coordinator:
-        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    try:
+        if config.coordinator == "auto":
+            jax.distributed.initialize()
+        elif config.coordinator:
+            jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    except (ValueError, RuntimeError) as error:
+        raise CallError(f"--coordinator {config.coordinator}: {str(error).splitlines()[0]}") from None
     if config.precision == "bfloat16" and jax.default_backend() == "cpu":
         raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
 
@@ -190,7 +211,7 @@ def resolve(config: Config) -> tuple[Recipe, dict[str, Any] | None]:
     if config.initial is not None:
         if layers:
             raise CallError(f"{_flag(next(iter(layers)))} does not go with --initial, whose layers are kept")
-        architecture, params, _ = wav2vec.load_params(config.initial)
+        architecture, params = pretraining.initial(config.initial)
     offset = contrastive.automatic_offset(architecture)
     objective = changed(dataclasses.replace(recipe.objective, offset=offset))
     if params is not None:
@@ -211,9 +232,15 @@ def first_params(recipe: Recipe, seed: int) -> dict[str, Any]:
 def demand_enough(plan: Plan, shortest: int) -> None:
     """Raise CallError where recordings do not fill one batch, or a crop is too short to predict anything."""
     if plan.lengths()[-1] < shortest:
-        least = shortest / plan.lengths()[-1] * plan.crop / audio.SAMPLE_RATE
+        least = shortest / crops.LENGTHS[-1] / audio.SAMPLE_RATE
         raise CallError(
             f"crops of {plan.crop / audio.SAMPLE_RATE:g} s are too short for these predictions: --crop-seconds {least:.2f}"
+        )
+    if plan.batch < plan.crop * plan.devices:
+        least = plan.crop * plan.devices / audio.SAMPLE_RATE
+        raise CallError(
+            f"--batch-seconds {plan.batch / audio.SAMPLE_RATE:g} is less than one crop for each of {plan.devices} device(s): "
+            f"--batch-seconds {least:g}, or shorter --crop-seconds"
         )
     rows, there = plan.rows(plan.crop), sum(max(1, r.samples // plan.crop) for r in plan.recordings)
     if there < rows:
@@ -223,7 +250,7 @@ def demand_enough(plan: Plan, shortest: int) -> None:
         )
 
 
-def settings(config: Config, recipe: Recipe, found: Sequence[Recording]) -> dict[str, Any]:
+def settings(config: Config, recipe: Recipe, params: Mapping[str, Any] | None, found: Sequence[Recording]) -> dict[str, Any]:
     """Everything that fixes the weights, as plain data: the recordings by content and order, wherever they lie."""
     contents = digests((r.path for r in found), config.cache / "digests.json")
     listed = [f"{contents.get(r.path, '')} {r.samples} {r.speaker}" for r in found]
@@ -232,8 +259,10 @@ def settings(config: Config, recipe: Recipe, found: Sequence[Recording]) -> dict
         "recordings": text_digest("\n".join(listed)),
         "held_out": config.held_out,
         "seed": config.seed,
+        "devices": jax.device_count(),
         "precision": config.precision,
-        "initial": wav2vec.identify(config.initial)[1] if config.initial else None,
+        "dtype": config.dtype,
+        "initial": checkpoint.tree_digest(params) if params else None,
     }
     return checkpoint.plain(values)
 

@@ -1,9 +1,11 @@
 """A pretraining as it goes: updates, looks at held-out speech, states saved on the way and found again.
 
 States are Orbax checkpoints in OUT.training, whole or not there. What a state does not hold follows from the seed and the
-number of updates done, so that going on from one gives the bits of a training that was never cut short.
+number of updates done, so that going on from one gives what a training gives that was never cut short: to the bit on a
+CPU, where XLA adds in one order; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -12,12 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from jaxser import audio, checkpoint
+from jaxser import audio, checkpoint, wav2vec
+from jaxser.architecture import Architecture
 from jaxser.command import differences
 from jaxser.crops import Plan, Reader
+from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
+from jaxser.network import parameter_shapes
 from jaxser.recipes import Recipe
 from jaxser.selfsupervised import Learner, State, make_schedule
 
@@ -68,7 +74,7 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
             pending.append(metrics)
             note["hours_heard"] += read.samples / audio.SAMPLE_RATE / 3600
             look = number % look_every == 0 or number == last
-            save = number % save_every == 0 and number != last
+            save = number % save_every == 0 or number == last
             if not (look or save or number % CHECK == 0):
                 continue
             note["since"] += [_finite(m, number - len(pending) + 1 + i, course.out) for i, m in enumerate(pending)]
@@ -76,7 +82,6 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
             bar.set_postfix_str(f"loss {note['since'][-1][0]:.3f}", refresh=False)
             pending = []
             note["updates"], note["seconds"] = number, before + time.monotonic() - began
-            note["left_out"] |= reader.left_out
             if look:
                 loss, right, norm = np.mean(note["since"], axis=0)
                 row = {"hours_heard": note["hours_heard"], "loss": loss, "accuracy": right, "norm": norm}
@@ -85,6 +90,8 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
                 note["curve"].append({"updates": number} | {name: round(float(v), 6) for name, v in row.items()})
                 note["since"] = []
                 say(_in_words(note, last, (time.monotonic() - began) / (number - first)))
+            if look or save:
+                note["left_out"] |= _of_all_hosts(reader.left_out | looker.left_out)
             if save:
                 _save(course.out, state, note)
     return state, note
@@ -95,10 +102,26 @@ def _finite(metrics: Any, number: int, out: str) -> list[float]:
     values = [float(value) for value in metrics]
     if not np.isfinite(values).all():
         raise WorkError(
-            f"the loss is {values[0]} and the gradient's norm {values[2]} at update {number}: lower --learning-rate or "
-            f"--clip-norm; the last saved state is kept in {_under_way(out)}"
+            f"the loss is {values[0]} and the gradient's norm {values[2]} at update {number}: begin anew at another --out "
+            f"with a lower --learning-rate or --clip-norm{_kept(out)}"
         )
     return values
+
+
+def _kept(out: str) -> str:
+    states = _states(out)
+    return f"; the last sound state is kept: --initial {states[-1]} goes on from there" if states else ""
+
+
+def _of_all_hosts(left_out: Mapping[str, str]) -> dict[str, str]:
+    # Each host reads its own rows and knows of its own bad files.
+    if jax.process_count() == 1:
+        return dict(left_out)
+    mine = np.frombuffer(json.dumps(left_out).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([mine.size])).ravel()
+    padded = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() - mine.size)))
+    found = (json.loads(bytes(text[:size])) for text, size in zip(padded, sizes, strict=True))
+    return {name: reason for some in found for name, reason in some.items()}
 
 
 def _score(learner: Learner, held: Plan, looker: Reader, state: State) -> dict[str, float]:
@@ -127,6 +150,7 @@ def _in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> s
 def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
     """The last saved state and its note, or what was given where there is none. Raises CallError for one of other settings."""
     states = _states(course.out)
+    _demand_agreement(course.out, note, states[-1].name if states else "none")
     if not states:
         return state, note
     leaves, found = checkpoint.load(states[-1], KIND)
@@ -138,6 +162,38 @@ def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, d
     say(f"going on after update {found['updates']:,}")
     kept = {name: found[name] for name in ("updates", "hours_heard", "seconds", "curve", "since")}
     return course.learner.place(state), note | kept | {"left_out": note["left_out"] | found["left_out"]}
+
+
+def _demand_agreement(out: str, note: Mapping[str, Any], state: str) -> None:
+    mine = text_digest(json.dumps([note["settings"], note["updates_an_epoch"], state], sort_keys=True))
+    every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(mine), np.uint8)).reshape(-1, 32)
+    if (every != every[0]).any():
+        raise CallError(
+            f"the hosts do not find the same recordings, settings or saved state ({state} here): --out {out} and --audio "
+            "must lie on a disk that all of them share"
+        )
+
+
+def initial(weights: str) -> tuple[Architecture, dict[str, Any]]:
+    """Architecture and parameters to begin with, from weights of any kind or from a saved state."""
+    folder = checkpoint.absolute(weights)
+    if folder.parent.name.endswith(".training"):
+        leaves, note = checkpoint.load(weights, KIND)
+        architecture = Architecture.from_json(note["settings"]["recipe"]["architecture"])
+        shapes = parameter_shapes(architecture) | {wav2vec.PREDICTIONS: {"bias": 0, "kernel": 0}}
+        structure = jax.tree.structure(shapes)  # parameters are the first leaves of a state
+        return architecture, jax.tree.unflatten(structure, [leaves[name] for name in sorted(leaves)][: structure.num_leaves])
+    architecture, params, _ = wav2vec.load_params(weights)
+    return architecture, params
+
+
+def begin(out: str) -> None:
+    """Make the folder of states, so that a place that cannot be written is found before any work. Raises OSError."""
+    folder = _under_way(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / f".trial-{jax.process_index()}"
+    trial.write_text("")
+    trial.unlink()
 
 
 def _save(out: str, state: State, note: Mapping[str, Any]) -> None:
@@ -156,7 +212,8 @@ def _under_way(out: str) -> epath.Path:
 def _states(out: str) -> list[epath.Path]:
     folder = _under_way(out)
     found = folder.iterdir() if folder.exists() else ()
-    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+    whole = (path for path in found if path.name.isdigit() and checkpoint.is_whole(path))
+    return sorted(whole, key=lambda path: int(path.name))
 
 
 def forget(out: str) -> None:

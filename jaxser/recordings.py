@@ -1,6 +1,7 @@
 """Unlabelled speech for pretraining: what lies in folders and CSV files, and who is held out."""
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ class Recording:
     path: Path
     samples: int
     speaker: str | None = None
+    source: int = 0
+    """Which of the sources named it first."""
 
 
 @dataclass(frozen=True)
@@ -39,48 +42,60 @@ def find(sources: Sequence[Path], shortest: int, jobs: int = 1) -> Found:
 
     Their order is that of the sources, then that of their paths below the source, so that it does not depend on where it
     lies. Those whose header cannot be read, or promises fewer than `shortest` samples, are left out with the reason. A file
-    that is named twice counts once. Raises CallError for a source that is not there or names no recording.
+    that is named twice counts once. Raises CallError for a source that is not there or names no recording, and where none can
+    be used.
     """
     speakers: dict[Path, str | None] = {}
+    sources_of: dict[Path, int] = {}
     for number, source in enumerate(sources):
         listed = _listed(source)
         if not listed:
             raise CallError(f"--audio {source}: no recordings ({', '.join(audio.SUFFIXES)}) there")
         for path, speaker in listed:
             # Another source may call another person by the same name.
-            speakers.setdefault(path, f"{number}:{speaker}" if speaker else None)
+            speakers[path] = speakers.get(path) or (f"{number}:{speaker}" if speaker else None)
+            sources_of.setdefault(path, number)
     paths = list(speakers)
     with ThreadPoolExecutor(jobs) as pool:
         promised = list(pool.map(audio.samples_promised, paths))
     recordings, left_out = [], []
     for path, samples in zip(paths, promised, strict=True):
         if samples >= shortest:
-            recordings.append(Recording(path, samples, speakers[path]))
+            recordings.append(Recording(path, samples, speakers[path], sources_of[path]))
             continue
         short = (
             f"{samples / audio.SAMPLE_RATE:.2f} s, shorter than the {shortest / audio.SAMPLE_RATE:.2f} s that training needs"
         )
-        left_out.append((str(path), short if samples else "not readable as audio"))
+        unreadable = "not readable as audio" if path.is_file() else "no such file"
+        left_out.append((str(path), short if samples else unreadable))
+    if not recordings:
+        raise CallError(f"none of {len(left_out)} recordings can be used; the first one, {left_out[0][0]}: {left_out[0][1]}")
     return Found(tuple(recordings), tuple(left_out))
 
 
 def _listed(source: Path) -> list[tuple[Path, str | None]]:
     if source.is_dir():
         found = (p for p in source.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
-        return [(path.absolute(), None) for path in sorted(found) if path.is_file()]
+        return [(_plain(path), None) for path in sorted(found) if path.is_file()]
     if not source.is_file():
         raise CallError(f"--audio {source}: no such folder or CSV file")
     if source.suffix.lower() != ".csv":
         raise CallError(f"--audio {source}: neither a folder nor a CSV file with the column path")
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            header, rows = reader.fieldnames or [], list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
         raise CallError(f"--audio {source}: not a CSV in UTF-8: {error}") from None
-    if rows and "path" not in rows[0]:
-        raise CallError(f"--audio {source}: no column path in its header {','.join(rows[0])!r}")
+    if "path" not in header:
+        raise CallError(f"--audio {source}: no column path in its header {','.join(header)!r}")
     found = sorted((row["path"].strip(), (row.get("speaker") or "").strip()) for row in rows if (row.get("path") or "").strip())
-    return [((source.parent / path).absolute(), speaker or None) for path, speaker in found]
+    return [(_plain(source.parent / path), speaker or None) for path, speaker in found]
+
+
+def _plain(path: Path) -> Path:
+    # Without "..": one file has one name, or it could be trained on under one and held out under another.
+    return Path(os.path.normpath(path.absolute()))
 
 
 def hold_out(
@@ -88,8 +103,9 @@ def hold_out(
 ) -> tuple[tuple[Recording, ...], tuple[Recording, ...], str]:
     """Recordings to train on, those held out (`share` of the sound or a little more), and what was held out in words.
 
-    Where speakers are known, only known speakers are held out, each with all that they say: a file without a name might
-    be a voice heard in training. Where none is known, single files. Raises CallError where nothing would be left to train on.
+    Where speakers are known, only known speakers are held out, each with all that they say, and fewer than asked where they
+    say less: a file without a name might be a voice heard in training. Where none is known, single files. Raises CallError
+    where nothing would be left to train on.
     """
     if not share:
         return tuple(recordings), (), "nothing"
@@ -103,7 +119,7 @@ def hold_out(
     while count < len(units) and sum(r.samples for r in held) < wanted:
         held += units[order[count]]
         count += 1
-    if count == len(units):
+    if len(held) == len(recordings):
         raise CallError(f"--held-out {share:g} takes every {'speaker' if by_speaker else 'file'}: ask for less, or 0")
     names = f"{count} {'speaker' if by_speaker else 'file'}{'s' * (count > 1)}"
     out = set(held)

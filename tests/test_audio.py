@@ -113,3 +113,26 @@ def test_a_part_of_a_resampled_file(tmp_path: Path):
     np.testing.assert_allclose(part[500:-500], whole[500:-500], atol=0.02)  # a sample of 44.1 kHz apart at the most
     with pytest.raises(audio.AudioError, match=r"cut short: 0 of 16000 samples from 6\.00 s on"):
         audio.load_part(path, 96_000, 16_000)
+
+
+def test_a_flac_that_does_not_say_how_long_it_is(tmp_path: Path):
+    # As ffmpeg writes one into a pipe: the number of samples in its header (36 bits, from byte 21) is 0.
+    path = tmp_path / "piped.flac"
+    sound = np.random.default_rng(0).normal(0, 0.1, 40_000)
+    soundfile.write(path, sound, 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(audio.AudioError, match="its header does not say how long it is"):
+        audio.load(path, 0.0)
+    assert audio.samples_promised(path) == 0
+
+
+def test_a_file_without_a_header(tmp_path: Path):
+    path = tmp_path / "x.raw"
+    path.write_bytes(bytes(1_000))
+    assert audio.samples_promised(path) == 0
+    for read in (lambda: audio.load(path), lambda: audio.load_part(path, 0, 100)):
+        with pytest.raises(audio.AudioError, match="not readable as audio"):
+            read()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import LITTLE
 
 from jaxser import contrastive, wav2vec
 from jaxser.architecture import BASE, LARGE, NANO
@@ -84,8 +85,8 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(infonce=True), Objective(balanced_classes=True)])
 def test_a_ragged_batch_is_the_sum_of_its_members(objective: Objective):
-    params = wav2vec.random_params(NANO, 0) | {"predictions": contrastive.random_predictions(NANO, objective, 0)}
-    model, key = wav2vec.Wav2Vec(NANO), jax.random.key(3)
+    params = wav2vec.random_params(LITTLE, 0) | {"predictions": contrastive.random_predictions(LITTLE, objective, 0)}
+    model, key = wav2vec.Wav2Vec(LITTLE), jax.random.key(3)
     lengths, width = np.array([8_000, 5_000, 3_000, 0]), 8_000
     batch = noise(4, width)
 

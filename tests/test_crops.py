@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import write_tone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,3 +110,20 @@ def test_of_a_long_recording_only_the_crop_is_read(tmp_path: Path, monkeypatch: 
     (read,) = Reader(found.recordings).read(iter([batch]), 0)
     start = batch.crops[0].start
     np.testing.assert_array_equal(read.waveforms[0], whole[start : start + 2 * RATE])
+
+
+def test_silence_within_a_recording_is_passed_over_and_the_rest_heard(tmp_path: Path):
+    for name, seconds in (("short", 10), ("long", 80)):
+        sound = np.random.default_rng(0).normal(0, 0.1, seconds * RATE)
+        sound[4 * RATE : 8 * RATE] = 0
+        soundfile.write(tmp_path / f"{name}.wav", sound, RATE)
+    found = find([tmp_path], 8_000)
+    plan = Plan(found.recordings, RATE, 8 * RATE, 0)
+    reader, silent, heard = Reader(found.recordings, 1), set(), set()
+    for batch, read in zip(plan.epoch(0), reader.read(iter(plan.epoch(0)), 0), strict=True):
+        for crop, count in zip(batch.crops, read.lengths, strict=False):
+            (heard if count else silent).add((crop.recording, crop.start // RATE))
+    assert {second for _, second in silent} <= {3, 4, 5, 6, 7}
+    assert {place for place, _ in silent} == {0, 1}
+    assert len(heard) == 90 - len(silent)
+    assert not reader.left_out

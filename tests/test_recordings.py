@@ -77,3 +77,32 @@ def test_files_are_held_out_where_nobody_is_named():
     assert (len(train), len(held), names) == (7, 3, "3 files")
     with pytest.raises(CallError, match=r"--held-out 0.99 takes every file"):
         hold_out(recordings, 0.99, 0)
+
+
+def test_fewer_are_held_out_where_the_known_speakers_say_little():
+    recordings = [Recording(Path(f"{i}.wav"), 16_000, "s" if i == 5 else None) for i in range(100)]
+    train, held, names = hold_out(recordings, 0.04, 0)
+    assert (len(train), [r.path.name for r in held], names) == (99, ["5.wav"], "1 speaker")
+
+
+def test_one_file_has_one_name(folder: Path):
+    table = folder / "deep" / "index.csv"
+    table.write_text("path,speaker\n../a.wav,sam\n./b.flac,kim\n")
+    for sources in ([table, folder], [folder, table]):
+        found = find(sources, 8_000)
+        assert sorted(r.path.name for r in found.recordings) == ["a.wav", "b.flac", "c.ogg", "silent.wav"]
+        assert {r.path.name for r in found.recordings if r.speaker} == {"a.wav", "b.flac"}
+
+
+def test_nothing_that_can_be_used(folder: Path):
+    table = folder / "index.csv"
+    table.write_text("path\nmistyped.wav\nx.raw\n")
+    (folder / "x.raw").write_bytes(bytes(100_000))
+    with pytest.raises(CallError, match=r"none of 2 recordings can be used; the first one, .*mistyped.wav: no such file"):
+        find([table], 8_000)
+
+
+def test_a_row_that_is_longer_than_its_header(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("file\na.wav,s1\n")
+    with pytest.raises(CallError, match="no column path in its header 'file'"):
+        find([tmp_path / "t.csv"], 8_000)

@@ -4,23 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import LITTLE
 
 from jaxser import wav2vec
-from jaxser.architecture import Architecture
-from jaxser.contrastive import Objective, random_predictions
+from jaxser.contrastive import Objective, draw_negatives, random_predictions
 from jaxser.crops import Read
+from jaxser.network import Wav2Vec
 from jaxser.recipes import RECIPES, Recipe
-from jaxser.selfsupervised import make_learner, make_schedule
+from jaxser.selfsupervised import batch_sums, make_learner, make_schedule
 
 SMALL = replace(
     RECIPES["nano"],
-    architecture=Architecture.from_json(
-        RECIPES["nano"].architecture.to_json()
-        | {"conv_feature_layers": [[8, 10, 5], [8, 8, 4], [16, 4, 2], [16, 4, 2], [16, 4, 2]]}
-        | {"conv_aggregator_layers": [[16, 2, 1], [16, 3, 1]]}
-    ),
+    architecture=LITTLE,
     updates=100,
     warm_up=10,
     learning_rate=3e-3,
@@ -52,19 +50,44 @@ def test_the_schedule_is_fairseqs():
     assert rate(325) == pytest.approx(last + (peak - last) * (1 + np.cos(np.pi / 4)) / 2)
 
 
-def test_an_update_is_adam_on_the_clipped_gradient():
-    learner = make_learner(SMALL, 0)
-    state = learner.start(first(SMALL))
-    before = jax.tree.map(np.asarray, state.params)
-    state, metrics = learner.update(state, read())
-    after = jax.tree.map(np.asarray, state.params)
-    # Adam's first step is the rate in the direction of the gradient's sign, whatever its size, but for epsilon.
-    rate = make_schedule(SMALL)(0)
-    moved = np.concatenate([np.abs(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)])
-    assert moved.max() <= rate * 1.01
-    assert np.median(moved) == pytest.approx(rate, rel=0.05)
+def test_updates_are_adam_on_the_clipped_gradient_of_the_mean_loss():
+    recipe = replace(SMALL, clip_norm=0.05)
+    learner = make_learner(recipe, 0)
+    state = learner.start(first(recipe))
+    ours = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
+    moments = jax.tree.map(lambda leaf: np.zeros((2, *leaf.shape)), ours)
+    for number in range(4):
+        params = jax.tree.map(np.float32, ours)
+
+        def mean_loss(params, number=number):
+            def negatives_of(frames, width):
+                key = jax.random.fold_in(jax.random.key(0), number)
+                return draw_negatives(key, jnp.arange(4), frames, width, recipe.objective)
+
+            batch = read(number)
+            waveforms, lengths = jnp.asarray(batch.waveforms), jnp.asarray(batch.lengths)
+            sums = batch_sums(Wav2Vec(recipe.architecture), recipe.objective, params, waveforms, lengths, negatives_of)
+            return sums.loss / sums.positives
+
+        gradient = jax.grad(mean_loss)(params)
+        norm = np.sqrt(sum(float((leaf.astype(np.float64) ** 2).sum()) for leaf in map(np.asarray, jax.tree.leaves(gradient))))
+        assert norm > recipe.clip_norm  # or clipping would not be seen
+        rate = float(make_schedule(recipe)(number))
+
+        def adam(leaf, slope, pair, number=number, norm=norm, rate=rate):
+            # Kingma and Ba, 2015, algorithm 1.
+            slope = np.asarray(slope, np.float64) * (recipe.clip_norm / norm)
+            pair[0], pair[1] = 0.9 * pair[0] + 0.1 * slope, 0.999 * pair[1] + 0.001 * slope**2
+            mean, square = pair[0] / (1 - 0.9 ** (number + 1)), pair[1] / (1 - 0.999 ** (number + 1))
+            return leaf - rate * mean / (np.sqrt(square) + 1e-8)
+
+        ours = jax.tree.map(adam, ours, gradient, moments)
+        state, metrics = learner.update(state, read(number))
+        assert float(metrics.norm) == pytest.approx(norm, rel=1e-3)
     assert float(metrics.loss) == pytest.approx(np.log(11), abs=0.3)  # one of eleven, before any training
-    assert int(state.step) == 1
+    assert int(state.step) == 4
+    for one, two in zip(*map(jax.tree.leaves, (state.params, ours)), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
 
 
 def test_training_learns_to_tell_what_comes_next():
