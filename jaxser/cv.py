@@ -131,7 +131,7 @@ def resolve(config: Config) -> Config:
         raise CallError(f"--learning-rate {config.learning_rate:g}: above 0")
     updates = config.updates
     if updates is None and config.epochs is None:
-        updates = HEADS[config.head].updates
+        updates = HEADS[config.head].updates[config.features]
     return dataclasses.replace(config, classes=extract.classes_of(config), updates=updates)
 
 

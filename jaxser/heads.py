@@ -8,7 +8,7 @@ Dropout comes after each layer, as in the paper, which gives no rate. One mask s
 for every frame anew, it would average out over some 200 frames before the mean and leave next to nothing of itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -110,15 +110,16 @@ class Head:
     """A head as the commands know it: what is pooled ahead, the module, and how many updates it trains by default."""
 
     module: Callable[..., nn.Module]
-    updates: int
+    updates: Mapping[str, int]
+    """By kind of features."""
     summarise: Callable[[Frames], Frames] = lambda frames: frames
 
 
 # The paper trains for an unknown number of epochs. These are numbers of updates, the same for every size of training set, so
 # that a small set is not simply trained less. The README's section on how defaults were chosen has the rule and the evidence.
 HEADS = {
-    "mean": Head(Linear, 40_000, mean_of),
-    "meanmax": Head(Linear, 40_000, mean_and_max_of),
-    "attention": Head(Attention, 40_000),
-    "mlp": Head(MLP, 8_000),
+    "mean": Head(Linear, {"lld": 40_000, "wav2vec": 40_000}, mean_of),
+    "meanmax": Head(Linear, {"lld": 40_000, "wav2vec": 40_000}, mean_and_max_of),
+    "attention": Head(Attention, {"lld": 40_000, "wav2vec": 40_000}),
+    "mlp": Head(MLP, {"lld": 8_000, "wav2vec": 2_000}),
 }

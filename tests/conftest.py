@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxser", "beartype.beartype")
 
-from jaxser.architecture import NANO
+from jaxser.architecture import NANO  # noqa: E402 (after the hook)
 
 # How long a drawn example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("jaxser", deadline=None)
