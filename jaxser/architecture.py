@@ -94,9 +94,10 @@ def _layers(name: str, given: Any) -> tuple[Layer, ...]:
     return layers
 
 
-def parse_layers(name: str, text: Any) -> tuple[Layer, ...] | None:
+def parse_layers(name: str, text: Any) -> tuple[tuple[Any, ...], ...] | None:
     """fairseq's layer lists: Python lists as text, in which lists may be added and repeated. It evaluates them; here only
-    lists, tuples, whole numbers, + and * are understood, and anything else is a CallError."""
+    lists, tuples, whole numbers, + and * are understood, and anything else is a CallError. That each has channels, kernel and
+    stride is for `Architecture.from_json` to see."""
     if text is None or not isinstance(text, str):
         return None if text is None else tuple(tuple(layer) for layer in text)
     try:

@@ -18,7 +18,7 @@ from jaxser import corpora, extract, folds, leaks, metrics, protocol, report, re
 from jaxser.command import run_command
 from jaxser.digests import write_json
 from jaxser.errors import CallError
-from jaxser.heads import DROPOUT, HEADS
+from jaxser.heads import AVERAGE_FRAMES, DROPOUT, HEADS, averaged
 from jaxser.store import Store, load_frames
 
 
@@ -44,6 +44,9 @@ class Config(extract.Config):
     """Length of training. Default: the head's own number, the same for every training size."""
     epochs: int | None = None
     """Length of training in passes over the training rows, in place of --updates."""
+    average_frames: int | None = None
+    """Consecutive frames averaged into one before a head that looks at every frame (attention, mlp); 1: none. Default: 16 of
+    wav2vec's, which come every 10 ms; none of the descriptors."""
     batch_size: int = train.BATCH_SIZE
     learning_rate: float = train.LEARNING_RATE
     dropout: float = DROPOUT
@@ -88,8 +91,10 @@ def main(config: Config) -> None:
     results.begin(out, settings(config))
     runs = make_runs(config, labels, dealt, len(corpus.classes))
     frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
-    of_each = train.moments(frames)
     head = HEADS[config.head]
+    if head.every_frame:
+        frames = averaged(frames, config.average_frames)
+    of_each = train.moments(frames)
     total = sum(run.updates for run in runs)
     with tqdm(total=total, desc=config.head, unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -123,7 +128,7 @@ def resolve(config: Config) -> Config:
     extract.check(config)
     if config.updates is not None and config.epochs is not None:
         raise CallError("--updates and --epochs are two ways to say one thing: give one of them")
-    least = {"train_size": 0, "seeds": 1, "updates": 1, "epochs": 1, "batch_size": 1, "parallel": 0}
+    least = {"train_size": 0, "seeds": 1, "updates": 1, "epochs": 1, "batch_size": 1, "parallel": 0, "average_frames": 1}
     extract.demand_at_least(config, least)
     if not 0 <= config.dropout < 1:
         raise CallError(f"--dropout {config.dropout:g}: at least 0 and below 1")
@@ -132,7 +137,8 @@ def resolve(config: Config) -> Config:
     updates = config.updates
     if updates is None and config.epochs is None:
         updates = HEADS[config.head].updates[config.features]
-    return dataclasses.replace(config, classes=extract.classes_of(config), updates=updates)
+    average = config.average_frames or AVERAGE_FRAMES[config.features] if HEADS[config.head].every_frame else None
+    return dataclasses.replace(config, classes=extract.classes_of(config), updates=updates, average_frames=average)
 
 
 def settings(config: Config) -> dict[str, Any]:

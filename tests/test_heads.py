@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jaxser.heads import HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
+from jaxser.heads import HEADS, MLP_PARAMETERS, averaged, mlp_parameters, mlp_width
 from jaxser.store import Frames, frame_mask
 
 COUNTS = np.array([5, 9, 1, 12])
@@ -106,3 +108,25 @@ def test_mlp_capacity_matches(features: int, width: int):
     frames = Frames(jnp.zeros((1, 2, features)), jnp.ones((1, 2), bool))
     params = module.init(jax.random.key(0), frames, train=False)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == mlp_parameters(features, width, 4)
+
+
+def test_averaged_frames_worked_by_hand():
+    x = np.zeros((2, 5, 1), np.float32)
+    x[0, :, 0], x[1, :3, 0] = [1, 3, 5, 7, 9], [2, 4, 6]
+    x[1, 3:] = 99  # padding may hold anything
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    found = averaged(Frames(x, mask), 2)
+    np.testing.assert_array_equal(found.mask, [[1, 1, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(found.x[..., 0], [[2, 6, 9], [3, 6, 0]])
+    assert averaged(Frames(x, mask), 1).x is x
+
+
+@given(st.integers(1, 7), st.lists(st.integers(1, 23), min_size=1, max_size=5))
+def test_averaging_keeps_the_mean_of_whole_blocks(count: int, lengths: list[int]):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(len(lengths), 23, 3)).astype(np.float32)
+    frames = averaged(Frames(x, np.arange(23) < np.array(lengths)[:, None]), count)
+    assert frames.mask.sum(1).tolist() == [-(-n // count) for n in lengths]
+    for row, n in enumerate(lengths):
+        whole = n // count
+        np.testing.assert_allclose(frames.x[row, :whole].sum(0) * count, x[row, : whole * count].sum(0), atol=1e-4)

@@ -209,7 +209,7 @@ def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pyt
         ({"held_out": 0.95}, "--held-out 0.95 takes every speaker"),
         ({"precision": "bfloat16"}, "bfloat16 is for GPU and TPU"),
         ({"conv_feature_layers": "[(8, 10)]"}, "each layer is"),
-        ({"initial": "nowhere"}, "nowhere: no such folder"),
+        (dict.fromkeys(LAYERS) | {"initial": "nowhere"}, "nowhere: no such folder"),
         ({"notes": Path("nowhere.md")}, "--notes nowhere.md: No such file"),
         ({"coordinator": "localhost:1"}, "how many there are, and which one this is"),
         ({"coordinator": "localhost", "processes": 2, "process": 0}, "--coordinator localhost .*: HOST:PORT"),
@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pyt
 )
 def test_wrong_calls(speech: Path, tmp_path: Path, changes: dict, message: str):
     with pytest.raises(CallError, match=message):
-        pretrain.main(config(speech, tmp_path / "out", **changes))
+        pretrain.main(replace(config(speech, tmp_path / "out"), **changes))
     assert not list(tmp_path.glob("out*"))
 
 
@@ -293,8 +293,9 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
         processes.append(subprocess.Popen([*COMMAND, *flags(call)], env=environment, **pipes))
     outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0][0].startswith("# wav2vec weights")
-    assert outputs[1][0] == ""
+    # The library that carries what hosts exchange says on stdout that it is connected.
+    assert "# wav2vec weights" in outputs[0][0]
+    assert "# wav2vec weights" not in outputs[1][0]
     note, other = (checkpoint.about(tmp_path / name, wav2vec.KIND) for name in ("two", "alone"))
     assert note["left_out"] == other["left_out"]
     assert note["machine"].startswith("2 x ")

@@ -8,12 +8,12 @@ import pytest
 import tyro
 from conftest import write_tone
 
-from jaxser import cv, extract, wav2vec
+from jaxser import cv, extract, pretrain, wav2vec
 from jaxser.architecture import LARGE
-from jaxser.heads import DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
+from jaxser.heads import AVERAGE_FRAMES, DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-CALLED = {"jaxser.cv": cv.Config, "jaxser.extract": extract.Config}
+CALLED = {"jaxser.cv": cv.Config, "jaxser.extract": extract.Config, "jaxser.pretrain": pretrain.Config}
 COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.")]
 
 
@@ -21,6 +21,10 @@ COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if li
 def test_commands_parse(command: str):
     _, _, module, *flags = shlex.split(command)
     config = tyro.cli(CALLED[module], args=flags)
+    if module == "jaxser.pretrain":
+        pretrain.check(config)
+        pretrain.resolve(config)
+        return
     extract.check(config)
     if module == "jaxser.cv":
         cv.resolve(config)
@@ -45,11 +49,14 @@ def test_exactly_two_commands_to_begin_with():
 
 
 def test_defaults_are_those_of_the_code():
-    assert f"`mean`, `meanmax` and `attention` train for {HEADS['mean'].updates:,} updates" in README
-    assert f"`mlp` for {HEADS['mlp'].updates:,}" in README
+    for features in ("lld", "wav2vec"):
+        assert f"`mean`, `meanmax` and `attention` train for {HEADS['mean'].updates[features]:,} updates" in README
+        assert f"`mlp` for {HEADS['mlp'].updates[features]:,}" in README
     assert HEADS["mean"].updates == HEADS["meanmax"].updates == HEADS["attention"].updates
+    assert f"take {AVERAGE_FRAMES['wav2vec']} consecutive frames averaged" in README
+    assert AVERAGE_FRAMES["lld"] == 1
     assert f"at {DROPOUT}." in README
-    for features in (34, 512):
+    for features in (34, 128, 512):
         width = mlp_width(features, 4)
         assert f"{width} at {features}" in README
         assert f"({mlp_parameters(features, width, 4):,})" in README
