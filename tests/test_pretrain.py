@@ -298,7 +298,7 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     assert "# wav2vec weights" not in outputs[1][0]
     note, other = (checkpoint.about(tmp_path / name, wav2vec.KIND) for name in ("two", "alone"))
     assert note["left_out"] == other["left_out"]
-    assert note["machine"].startswith("2 x ")
+    assert note["machine"].startswith("2 hosts, 2 x ")
     assert note["settings"] == other["settings"]
     # The same rows and the same negatives; only the sums over devices may come in another order.
     for one, two in zip(note["curve"], other["curve"], strict=True):
