@@ -137,7 +137,10 @@ def resolve(config: Config) -> Config:
     updates = config.updates
     if updates is None and config.epochs is None:
         updates = HEADS[config.head].updates[config.features]
-    average = config.average_frames or AVERAGE_FRAMES[config.features] if HEADS[config.head].every_frame else None
+    if HEADS[config.head].every_frame:
+        average = config.average_frames or AVERAGE_FRAMES[config.features]
+    elif (average := config.average_frames or 1) > 1:
+        raise CallError(f"--average-frames {average} is for heads that look at every frame, not for --head {config.head}")
     return dataclasses.replace(config, classes=extract.classes_of(config), updates=updates, average_frames=average)
 
 

@@ -43,7 +43,7 @@ def signature(config: Any, corpus: Corpus, digest: str, folds: Folds, features: 
             f"batch:{config.batch_size}",
             f"lr:{config.learning_rate:g}",
             f"dropout:{config.dropout:g}",
-            *([f"averaged:{config.average_frames}frames"] if (config.average_frames or 1) > 1 else []),
+            *([f"averaged:{config.average_frames}frames"] if config.average_frames and config.average_frames > 1 else []),
             f"seeds:{config.seeds}",
             "metric:ua-mean-of-folds",
         ]

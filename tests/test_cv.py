@@ -211,6 +211,8 @@ def test_random_folds_are_marked_everywhere(config: cv.Config, table: Path, caps
         ({"dropout": 1.0}, "--dropout 1"),
         ({"learning_rate": float("nan")}, "--learning-rate"),
         ({"lld_window": 10.0}, "--lld-window 10"),
+        ({"average_frames": 4}, "--average-frames 4 is for heads that look at every frame, not for --head mean"),
+        ({"head": "mlp", "average_frames": 0}, "--average-frames 0: at least 1"),
         ({"classes": "low,happy"}, "labelled happy"),
     ],
 )

@@ -87,9 +87,8 @@ def waveforms(samples: int) -> np.ndarray:
     return np.random.default_rng(samples).normal(0, 0.1, (3, samples)).astype(np.float32)
 
 
-# 3,000 samples leave 16 frames: fewer than all the steps reach to for the last ones.
-@pytest.mark.parametrize("samples", [3_000, 8_000])
-@pytest.mark.parametrize("name", OBJECTIVES)
+# 2,500 samples leave 13 frames: the last steps reach further than that. 8,000 leave 48.
+@pytest.mark.parametrize(("name", "samples"), [*((name, 2_500) for name in OBJECTIVES), ("published", 8_000)])
 def test_loss_and_gradients(twins, name: str, samples: int, monkeypatch: pytest.MonkeyPatch):
     import torch
     from torch.nn import functional
