@@ -229,6 +229,19 @@ def test_wrong_calls(speech: Path, tmp_path: Path, changes: dict, message: str):
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_bad_file_among_those_held_out_is_counted(speech: Path, tmp_path: Path):
+    one = tmp_path / "speech"
+    shutil.copytree(speech, one)
+    lines = (one / "index.csv").read_text().splitlines()
+    # All is said by two voices; the one that this seed holds out says the silence.
+    halves = [line.rsplit(",", 1)[0] + (",b" if "silent" in line or line.startswith("3.wav") else ",a") for line in lines[1:]]
+    (one / "index.csv").write_text("\n".join(["path,speaker", *halves]))
+    pretrain.main(config(one, tmp_path / "out", held_out=0.06, seed=0, updates=4))
+    note = checkpoint.about(tmp_path / "out", wav2vec.KIND)
+    assert note["held_out"].startswith("1 speaker, ")
+    assert str(one / "silent.wav") in note["left_out"]
+
+
 def test_training_goes_on_from_weights(speech: Path, finished: Path, tmp_path: Path):
     call = config(speech, tmp_path / "out", conv_feature_layers=None, conv_aggregator_layers=None, initial=str(finished))
     pretrain.main(replace(call, updates=3, warm_up=1, learning_rate=1e-9))
