@@ -24,7 +24,7 @@ DROPOUT = 0.2
 
 AVERAGE_FRAMES = {"lld": 1, "wav2vec": 16}
 """By kind of features: consecutive frames averaged before attention and MLP. The paper gives them every frame. wav2vec's come
-every 10 ms and are much alike: sixteen averaged (160 ms, about a syllable) train in a sixth of the time, no worse. The README
+every 10 ms and are much alike: sixteen averaged (160 ms, about a syllable) train in a tenth of the time, no worse. The README
 has the measured effect."""
 
 MLP_PARAMETERS = 21_508
