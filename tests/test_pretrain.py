@@ -112,17 +112,21 @@ def test_a_finished_training_is_printed_again(finished: Path, speech: Path, caps
 
 def test_cut_short_at_random_moments_it_ends_with_the_same_bits(speech: Path, finished: Path, tmp_path: Path):
     call = config(speech, tmp_path / "torn", save_every=1)
-    generator, went_on = random.Random(0), 0
-    for seen in (1, 3, 6, 9):
+    generator, kills = random.Random(0), 0
+    while kills < 4:
+        before = last_state(call)
         process = subprocess.Popen([*COMMAND, *flags(call)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 300
-        while last_state(call) < seen and process.poll() is None and time.monotonic() < deadline:
+        while last_state(call) == before and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(generator.uniform(0, 0.2))  # in the midst of an update, a look or the next state
+        time.sleep(generator.uniform(0, 0.1))  # in the midst of an update, a look or the next state
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
-        went_on += "going on after update" in errors
-    assert went_on == 3
+        if process.returncode == 0:
+            break  # a fast machine: it came to its end before it was killed
+        assert process.returncode == -signal.SIGKILL, errors
+        assert ("going on after update" in errors) == (before > 0)
+        kills += 1
+    assert kills
     done = subprocess.run([*COMMAND, *flags(call)], check=True, capture_output=True, text=True, timeout=600)
     assert done.stdout.startswith("# wav2vec weights")
     same(finished, tmp_path / "torn")  # which saved fewer states: that changes nothing
