@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxser import pooling
 from jaxser.store import Frames
 
 DROPOUT = 0.2
@@ -87,8 +87,7 @@ class Attention(nn.Module):
     def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
         # No bias: a softmax does not see it, so its gradient is rounding noise, and Adam would blow that up to full steps.
         score = nn.Dense(1, use_bias=False)(frames.x)[..., 0]
-        weights = jax.nn.softmax(jnp.where(frames.mask, score, -jnp.inf), axis=-1)
-        pooled = jnp.einsum("btd,bt->bd", frames.x, weights)
+        pooled = pooling.attended(frames.x, score, frames.mask)
         return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
 
 
