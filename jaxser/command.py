@@ -44,6 +44,14 @@ def _leave(name: str, message: str, code: int) -> None:
     sys.exit(code)
 
 
+def demand_at_least(config: Any, least: Mapping[str, int]) -> None:
+    """Raise CallError for the first of these flags that is below its smallest value, or no finite number."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and not smallest <= value < float("inf"):
+            raise CallError(f"--{name.replace('_', '-')} {value}: at least {smallest}")
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Which settings are not the same, each with both values; empty where all are."""
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]

@@ -14,12 +14,12 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxser import corpora, extract, folds, leaks, metrics, protocol, report, results, train
-from jaxser.command import run_command
+from jaxser import bert, corpora, extract, folds, leaks, metrics, protocol, report, results, train
+from jaxser.command import demand_at_least, run_command
 from jaxser.digests import write_json
 from jaxser.errors import CallError
-from jaxser.heads import AVERAGE_FRAMES, DROPOUT, HEADS, averaged
-from jaxser.store import Store, load_frames
+from jaxser.heads import DROPOUT, HEADS, averaged
+from jaxser.store import Frames
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,19 @@ class Config(extract.Config):
     With no arguments: a synthetic corpus, made on the spot, so that everything can be seen to work.
     """
 
-    head: Literal["mean", "meanmax", "attention", "mlp"] = "mlp"
+    head: Literal["mean", "meanmax", "attention", "mlp", "bilstm", "text", "aligned"] = "mlp"
+    """The paper's four heads; `aligned`, which reads the words too (--text); and its halves: `text` reads nothing but words,
+    `bilstm` nothing but sound."""
     train_size: int = 0
     """Examples to train on in every fold, balanced over the classes; 0: all there are."""
     folds: int | None = None
     """Deal speakers to this many folds. Default: one fold a group where the corpus has groups, else five."""
     random_folds: bool = False
     """Only for a corpus without speakers: random folds. Every score is then marked as not speaker-independent."""
+    exclude_repeated_text: bool = False
+    """Train each fold without the utterances whose sentence also stands, word for word, in its test part."""
+    show: tuple[str, ...] = ()
+    """Ids of utterances whose alignment is drawn. Default: one of each class, recognised and with the median certainty."""
     validate: bool = False
     """Score each run on speakers held out *inside* its training folds, not on its test fold: for choosing settings."""
     seeds: int = 1
@@ -45,8 +51,8 @@ class Config(extract.Config):
     epochs: int | None = None
     """Length of training in passes over the training rows, in place of --updates."""
     average_frames: int | None = None
-    """Consecutive frames averaged into one before a head that looks at every frame (attention, mlp); 1: none. Default: 16 of
-    wav2vec's, which come every 10 ms; none of the descriptors."""
+    """Consecutive frames of sound averaged into one before a head that looks at every frame (attention, mlp, bilstm, aligned);
+    1: none. Default: 16 of wav2vec's, which come every 10 ms, and none of the descriptors; 8 and 4 for bilstm and aligned."""
     batch_size: int = train.BATCH_SIZE
     learning_rate: float = train.LEARNING_RATE
     dropout: float = DROPOUT
@@ -66,19 +72,18 @@ def main(config: Config) -> None:
     config = resolve(config)
     out = config.out or Path("runs") / config_hash(config)
     finished = results.finished_summary(out, settings(config))
-    corpus, extractor = extract.open_corpus(config), extract.extractor_of(config)
-    corpus, store, contents = extract.extract(corpus, extractor, config.cache, config.jobs, config.strict)
+    head = HEADS[config.head]
+    extractors = extract.extractors_of(config, head.inputs)
+    corpus, features = extract.extract_all(extract.open_corpus(config), extractors, config)
     dealt = folds.assign(corpus, config.folds, config.random_folds)
     leaks.demand_disjoint_speakers(corpus.utterances, dealt)
-    folds.check_classes(corpus.utterances, corpus.classes, dealt, config.validate)
+    rows, found, repeated = rows_and_leaks(config, corpus, dealt, features)
     labels = np.array([corpus.classes.index(u.label) for u in corpus.utterances], np.int32)
-    folds.check_train_size(labels, dealt, config.train_size, len(corpus.classes), config.validate)
-    found = leaks.repeated_audio(corpus.utterances, dealt, {i: store.rows[c].audio for i, c in contents.items()})
+    folds.check_train_size(labels, rows, config.train_size, len(corpus.classes))
     for line in [f"left out: {name}: {reason}" for name, reason in corpus.left_out] + [*corpus.notes, *found]:
         print(line, file=sys.stderr)
 
-    digest = protocol.corpus_digest(corpus, contents)
-    signature = protocol.signature(config, corpus, digest, dealt, features_name(store, extractor), length_of(config))
+    signature = protocol.signature(config, corpus, dealt, features, length_of(config))
     if finished:
         if finished["signature"] != signature:
             raise CallError(
@@ -89,12 +94,9 @@ def main(config: Config) -> None:
         return
 
     results.begin(out, settings(config))
-    runs = make_runs(config, labels, dealt, len(corpus.classes))
-    frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
-    head = HEADS[config.head]
-    if head.every_frame:
-        frames = averaged(frames, config.average_frames)
-    of_each = train.moments(frames)
+    runs = make_runs(config, labels, rows, len(corpus.classes))
+    inputs = inputs_of(config, corpus, features)
+    of_each = [train.moments(frames) for frames in inputs]
     total = sum(run.updates for run in runs)
     with tqdm(total=total, desc=config.head, unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -105,19 +107,20 @@ def main(config: Config) -> None:
         trained = train.train_runs(
             head.module(len(corpus.classes), config.dropout),
             optax.adam(config.learning_rate),
-            (head.summarise(frames),),
+            tuple(map(head.summarise, inputs)),
             labels,
             runs,
-            [(train.standardisation(of_each, run.train),) for run in runs],
+            [tuple(train.standardisation(moments, run.train) for moments in of_each) for run in runs],
             config.batch_size,
             config.parallel,
             progress=progress,
         )
-    results.write_results(out, corpus, runs, trained, labels, extractor.random)
-    card = protocol.card(corpus, dealt, runs, found, jax.local_devices(), extractor)
+    random = any(one.extractor.random for one in features)
+    results.write_results(out, corpus, runs, trained, labels, random)
+    card = protocol.card(corpus, dealt, runs, [*found], jax.local_devices(), features) | {"repeated_text": repeated}
     write_json(out / "protocol.json", card | {"signature": signature, "command": repeat_command(config)})
     summary = summarise(config, corpus, dealt, runs, trained, labels)
-    summary |= {"random_weights": extractor.random, "signature": signature, "seconds": round(time.monotonic() - began, 2)}
+    summary |= {"random_weights": random, "signature": signature, "seconds": round(time.monotonic() - began, 2)}
     report.draw(out, summary)
     write_json(out / "summary.json", summary)  # last: a folder with a summary is a finished one
     print(report.table(out))
@@ -129,35 +132,46 @@ def resolve(config: Config) -> Config:
     if config.updates is not None and config.epochs is not None:
         raise CallError("--updates and --epochs are two ways to say one thing: give one of them")
     least = {"train_size": 0, "seeds": 1, "updates": 1, "epochs": 1, "batch_size": 1, "parallel": 0, "average_frames": 1}
-    extract.demand_at_least(config, least)
+    demand_at_least(config, least)
     if not 0 <= config.dropout < 1:
         raise CallError(f"--dropout {config.dropout:g}: at least 0 and below 1")
     if not 0 < config.learning_rate < np.inf:
         raise CallError(f"--learning-rate {config.learning_rate:g}: above 0")
+    head = HEADS[config.head]
+    for kind, given in (("text", config.text != "none"), ("audio", config.features != Config.features)):
+        if given and kind not in head.inputs:
+            flag = f"--text {config.text}" if kind == "text" else f"--features {config.features}"
+            readers = ", ".join(name for name, other in HEADS.items() if kind in other.inputs)
+            raise CallError(f"{flag} changes nothing for --head {config.head}, which reads no {kind}: {readers} do")
+    if "text" in head.inputs and config.text == "none":
+        raise CallError(f"--head {config.head} reads words: say --text bert, or --text glove --text-model FILE")
+    if config.exclude_repeated_text and "text" not in head.inputs:
+        raise CallError(f"--exclude-repeated-text is for heads that read words, not for --head {config.head}")
+    if config.show and config.head != "aligned":
+        raise CallError(f"--show draws alignments, and --head {config.head} has none")
+    features = config.features if "audio" in head.inputs else config.text
     updates = config.updates
     if updates is None and config.epochs is None:
-        updates = HEADS[config.head].updates[config.features]
-    if HEADS[config.head].every_frame:
-        average = config.average_frames or AVERAGE_FRAMES[config.features]
+        updates = head.updates[features]
+    if head.average:
+        average = config.average_frames or head.average[features]
     elif (average := config.average_frames or 1) > 1:
         raise CallError(f"--average-frames {average} is for heads that look at every frame, not for --head {config.head}")
-    return dataclasses.replace(config, classes=extract.classes_of(config), updates=updates, average_frames=average)
+    text_model = config.text_model or (bert.DEFAULT if config.text == "bert" else None)
+    filled = {"classes": extract.classes_of(config), "updates": updates, "average_frames": average, "text_model": text_model}
+    return dataclasses.replace(config, **filled)
 
 
 def settings(config: Config) -> dict[str, Any]:
     """What config.json holds and the hash covers: the configuration without what changes no score."""
     values = dataclasses.asdict(config)
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in NOT_IN_HASH}
 
 
 def config_hash(config: Config) -> str:
     """Twelve hex digits that name the run folder."""
     return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def features_name(store: Store, extractor: extract.Extractor) -> str:
-    """The features in a signature: the name of their store, which is unique to their settings."""
-    return store.folder.name + "-RANDOM" * extractor.random
 
 
 def length_of(config: Config) -> str:
@@ -172,19 +186,47 @@ def repeat_command(config: Config) -> str:
         value = getattr(config, field.name)
         if field.name not in NOT_IN_HASH and value != field.default and value is not None:
             flag = "--" + field.name.replace("_", "-")
-            parts.append(flag if value is True else f"{flag} {value}")
+            words = value if isinstance(value, tuple) else [value]
+            parts.append(flag if value is True else " ".join([flag, *map(str, words)]))
     return " ".join(parts)
 
 
-def make_runs(config: Config, labels: np.ndarray, dealt: folds.Folds, classes: int) -> list[train.Run]:
+def rows_and_leaks(
+    config: Config, corpus: corpora.Corpus, dealt: folds.Folds, features: list[extract.Features]
+) -> tuple[list[folds.Split], list[str], list[dict[str, Any]]]:
+    """The rows of every fold, one line for each leak that was found, and the counts of repeated sentences by fold."""
+    rows, found, repeated, way_out = folds.splits(dealt, config.validate), [], [], ""
+    for one in features:
+        if one.of == "audio":
+            sounds = {name: one.store.rows[content].audio for name, content in one.contents.items()}
+            found += leaks.repeated_audio(corpus.utterances, dealt, sounds)
+            continue
+        if config.exclude_repeated_text:
+            rows = leaks.without_repeated_text(corpus.utterances, rows)
+            way_out = "leave out --exclude-repeated-text, "
+        repeated = leaks.repeated_text(corpus.utterances, rows)
+        found += leaks.repeated_text_in_words(repeated)
+    folds.check_classes(corpus.utterances, corpus.classes, dealt.names, rows, way_out)
+    return rows, found, repeated
+
+
+def inputs_of(config: Config, corpus: corpora.Corpus, features: list[extract.Features]) -> tuple[Frames, ...]:
+    """What the head reads, in its order; of the sound, frames averaged as the configuration says."""
+    frames = [one.frames(corpus.utterances) for one in features]
+    return tuple(
+        averaged(f, config.average_frames) if one.of == "audio" and HEADS[config.head].average else f
+        for f, one in zip(frames, features, strict=True)
+    )
+
+
+def make_runs(config: Config, labels: np.ndarray, splits: list[folds.Split], classes: int) -> list[train.Run]:
     """Every seed and fold with its rows."""
     runs = []
     for seed in range(config.seeds):
-        for fold in range(len(dealt.names)):
-            rows, scored = folds.split(dealt, fold, config.validate)
-            rows = folds.subset(labels, rows, config.train_size, classes, seed, fold)
-            updates = config.updates or config.epochs * -(-len(rows) // config.batch_size)
-            runs.append(train.Run(seed, fold, config.train_size, updates, rows, scored))
+        for fold, rows in enumerate(splits):
+            drawn = folds.subset(labels, rows.train, config.train_size, classes, seed, fold)
+            updates = config.updates or config.epochs * -(-len(drawn) // config.batch_size)
+            runs.append(train.Run(seed, fold, config.train_size, updates, drawn, rows.test))
     return runs
 
 

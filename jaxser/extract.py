@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from platformdirs import user_cache_path
 
-from jaxser import audio, corpora, extract_lld, extract_wav2vec, lld, synthetic, wav2vec
+from jaxser import audio, bert, corpora, extract_lld, extract_text, extract_wav2vec, lld, synthetic, transcripts, wav2vec
 from jaxser.architecture import Architecture
-from jaxser.command import run_command
+from jaxser.command import demand_at_least, run_command
 from jaxser.corpora import Corpus, Utterance
 from jaxser.digests import digests, write_json
 from jaxser.errors import CallError, WorkError
-from jaxser.store import Entry, Store, open_store, write_part
+from jaxser.store import Entry, Frames, Store, load_frames, open_store, write_part
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class Config:
     """Of wav2vec: `c`, the context vectors of the paper, or `z`, the encoder below them."""
     precision: wav2vec.Precision = "float32"
     """Of wav2vec's products: `bfloat16` for speed on GPU and TPU; norms stay in float32."""
+    text: Literal["none", "bert", "glove"] = "none"
+    """Vectors of the words for the heads that read them: a BERT's word pieces, or word vectors from a file."""
+    text_model: str | None = None
+    """The BERT, by its name on the Hugging Face hub or as a local folder (default: bert-base-uncased); for glove, the file."""
+    tags: transcripts.Tags = "drop"
+    """Transcribers' tags such as [LAUGHTER]: left out of the text, or kept as words."""
     crop: audio.Crop = "first"
     """Which part of a longer utterance is kept."""
     max_seconds: float = audio.MAX_SECONDS
@@ -66,17 +72,23 @@ FLAGS_OF = {"lld": ("lld_window", "lld_hop"), "wav2vec": ("weights", "layer", "p
 class Extractor:
     """Features of one kind with one set of settings."""
 
+    of: Literal["audio", "text"]
     settings: Mapping[str, Any]
     """Everything that fixes the frames of a content; the key of the store."""
-    parts: Callable[[Sequence[tuple[str, Path]], int], Iterator[list[Entry]]]
-    """(content, path) pairs and the number of workers -> entries, in whole parts of some seconds of work each."""
+    contents: Callable[[Sequence[Utterance]], dict[str, tuple[str, Any]]]
+    """Utterances -> by id the digest of what is to be read, and the path or text itself; without those that have nothing."""
+    why_none: Callable[[Utterance], str]
+    """Why an utterance has nothing to be read, or nothing that can be."""
+    parts: Callable[[Sequence[tuple[str, Any]], int], Iterator[list[Entry]]]
+    """What `contents` gave and the number of workers -> entries, in whole parts of some seconds of work each."""
     weights: str = ""
     """What people call the weights, where there are any; the settings name them by content."""
 
     @property
     def name(self) -> str:
         """What people call the features."""
-        words = [self.settings["extractor"], self.weights, self.settings.get("layer", ""), "RANDOM WEIGHTS" * self.random]
+        layer = self.settings["layer"] if self.settings["extractor"] == "wav2vec" else ""
+        words = [self.settings["extractor"], self.weights, layer, "RANDOM WEIGHTS" * self.random]
         return " ".join(word for word in words if word)
 
     @property
@@ -89,15 +101,17 @@ def main(config: Config) -> None:
     """The whole command: a line each of what is in the store afterwards."""
     began = time.monotonic()
     check(config)
-    corpus, extractor = open_corpus(config), extractor_of(config)
-    corpus, store, contents = extract(corpus, extractor, config.cache, config.jobs, config.strict)
+    corpus, features = extract_all(open_corpus(config), extractors_of(config), config)
     for name, reason in corpus.left_out:
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    rows = [store.rows[content] for content in set(contents.values())]
-    print(f"{corpus.name} · {extractor.name} · {len(contents)} utterances, {len(corpus.left_out)} left out")
-    hours, frames = sum(row.seconds for row in rows) / 3600, sum(row.count for row in rows)
-    print(f"{hours:.2f} h of sound in {frames:,} frames of {store.width} numbers")
-    print(f"{store.folder} ({time.monotonic() - began:.0f} s)")
+    names = " + ".join(one.extractor.name for one in features)
+    print(f"{corpus.name} · {names} · {len(corpus.utterances)} utterances, {len(corpus.left_out)} left out")
+    for one in features:
+        rows = [one.store.rows[content] for content in {one.contents[u.id] for u in corpus.utterances}]
+        seconds, frames = sum(row.seconds for row in rows), sum(row.count for row in rows)
+        what = f"{seconds / 3600:.2f} h of sound" if seconds else f"{len(rows):,} different texts"
+        print(f"{what} in {frames:,} frames of {one.store.width} numbers: {one.store.folder}")
+    print(f"({time.monotonic() - began:.0f} s)")
 
 
 def check(config: Config) -> None:
@@ -111,14 +125,11 @@ def check(config: Config) -> None:
             value = getattr(config, name)
             if features != config.features and value != Config.__dataclass_fields__[name].default:
                 raise CallError(f"--{name.replace('_', '-')} {value} goes with --features {features}")
-
-
-def demand_at_least(config: Any, least: Mapping[str, int]) -> None:
-    """Raise CallError for the first of these flags that is below its smallest value, or no finite number."""
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and not smallest <= value < float("inf"):
-            raise CallError(f"--{name.replace('_', '-')} {value}: at least {smallest}")
+    for name in ("text_model", "tags"):
+        if config.text == "none" and (value := getattr(config, name)) != Config.__dataclass_fields__[name].default:
+            raise CallError(f"--{name.replace('_', '-')} {value} goes with --text bert or glove")
+    if config.text == "glove" and not config.text_model:
+        raise CallError("--text glove needs --text-model, a file of word vectors: https://nlp.stanford.edu/projects/glove")
 
 
 def open_corpus(config: Config) -> Corpus:
@@ -131,11 +142,26 @@ def classes_of(config: Config) -> str:
     return config.classes or ("all" if config.corpus == "csv" else "paper")
 
 
-def extractor_of(config: Config) -> Extractor:
-    """The features that the flags name."""
+def extractors_of(config: Config, kinds: Sequence[Literal["audio", "text"]] | None = None) -> list[Extractor]:
+    """The features that the flags name: of the sound, and of the words where --text is given; or of the kinds asked for."""
+    if kinds is None:
+        kinds = ("audio",) if config.text == "none" else ("audio", "text")
+    return [sound_extractor(config) if kind == "audio" else text_extractor(config) for kind in kinds]
+
+
+def sound_extractor(config: Config) -> Extractor:
+    """The features of the sound that the flags name."""
+
+    def contents(utterances: Sequence[Utterance]) -> dict[str, tuple[str, Path]]:
+        found = digests((u.path for u in utterances), config.cache / "digests.json")
+        return {u.id: (found[u.path], u.path) for u in utterances if u.path in found}
+
+    def why_none(utterance: Utterance) -> str:
+        return _why_unreadable(utterance.path)
+
     if config.features == "lld":
         settings = extract_lld.settings(config.lld_window, config.lld_hop, config.max_seconds, config.crop)
-        return Extractor(settings, partial(extract_lld.parts, settings=settings))
+        return Extractor("audio", settings, contents, why_none, partial(extract_lld.parts, settings=settings))
     identity = _identify(config.weights, config.cache / "weights.json")
     settings = extract_wav2vec.settings(*identity, config.layer, config.precision, config.max_seconds, config.crop)
 
@@ -146,7 +172,23 @@ def extractor_of(config: Config) -> Extractor:
         return encoder
 
     name = "" if identity[2] else Path(config.weights).name
-    return Extractor(settings, partial(extract_wav2vec.parts, settings=settings, load=load), name)
+    parts = partial(extract_wav2vec.parts, settings=settings, load=load)
+    return Extractor("audio", settings, contents, why_none, parts, name)
+
+
+def text_extractor(config: Config) -> Extractor:
+    """The vectors of the words that the flags name."""
+    contents = partial(extract_text.contents, tags=config.tags)
+    if config.text == "glove":
+        path = Path(config.text_model)
+        settings = extract_text.of_glove(path, config.tags, config.cache)
+        parts = partial(extract_text.glove_parts, path=path, width=settings["width"])
+        return Extractor("text", settings, contents, extract_text.why_none, parts, path.name)
+    name = config.text_model or bert.DEFAULT
+    settings, model = extract_text.of_bert(name, config.tags, config.cache)
+    return Extractor(
+        "text", settings, contents, extract_text.why_none, partial(extract_text.bert_parts, model=model), Path(name).name
+    )
 
 
 def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
@@ -169,50 +211,84 @@ def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
     return architecture, digest, random
 
 
-def extract(
-    corpus: Corpus, extractor: Extractor, cache: Path, jobs: int = 0, strict: bool = False
-) -> tuple[Corpus, Store, dict[str, str]]:
-    """Make sure that the store holds the features of every utterance, reading only audio that it has never seen.
+@dataclass(frozen=True)
+class Features:
+    """What an extractor made of a corpus: the store, and the content of every utterance in it by id."""
 
-    Returns the corpus without what cannot be used (listed in its `left_out`), the store, and the content digest of each
-    utterance by id. With `strict` the first unusable file, or line of the corpus, ends the work with a WorkError. `jobs`
-    is the number of workers, 0 for one a core.
+    extractor: Extractor
+    store: Store
+    contents: Mapping[str, str]
+
+    @property
+    def of(self) -> Literal["audio", "text"]:
+        """What was read."""
+        return self.extractor.of
+
+    @property
+    def name(self) -> str:
+        """The name of the store, unique to the settings, with what must be said of the weights."""
+        return self.store.folder.name + "-RANDOM" * self.extractor.random
+
+    def frames(self, utterances: Sequence[Utterance]) -> Frames:
+        """The frames of these utterances, in their order. Raises WorkError for one that was not among those extracted."""
+        if strange := [u.id for u in utterances if u.id not in self.contents]:
+            raise WorkError(
+                f"{self.extractor.name} was computed for another corpus: it has nothing for {len(strange)} of "
+                f"{len(utterances)} utterances, {strange[0]} first"
+            )
+        return load_frames(self.store, [self.contents[u.id] for u in utterances])
+
+
+def extract_all(corpus: Corpus, extractors: Sequence[Extractor], config: Config) -> tuple[Corpus, list[Features]]:
+    """The features of every kind, and the corpus without what cannot be used by all of them.
+
+    The last kind goes first: words cost little, and an utterance without them needs no sound.
+    """
+    found = []
+    for extractor in reversed(extractors):
+        corpus, features = extract(corpus, extractor, config.cache, config.jobs, config.strict)
+        found.append(features)
+    return corpus, found[::-1]
+
+
+def extract(corpus: Corpus, extractor: Extractor, cache: Path, jobs: int = 0, strict: bool = False) -> tuple[Corpus, Features]:
+    """Make sure that the store holds the features of every utterance, reading only what it has never seen.
+
+    Returns the corpus without what cannot be used (listed in its `left_out`) and the features. With `strict` the first
+    unusable utterance, or line of the corpus, ends the work with a WorkError. `jobs` is how many work at it, 0: one a core.
     """
     if strict and corpus.left_out:
         raise WorkError(f"{corpus.left_out[0][0]}: {corpus.left_out[0][1]} (--strict)")
     store = open_store(cache, extractor.settings)
     if store.damaged:
         print(f"{store.folder}: {len(store.damaged)} damaged parts are made anew", file=sys.stderr)
-    contents = digests((u.path for u in corpus.utterances), cache / "digests.json")
-    todo: dict[str, Utterance] = {}
-    for utterance in corpus.utterances:
-        content = contents.get(utterance.path)
-        if content and content not in store.rows and content not in store.failed:
-            todo.setdefault(content, utterance)
-    if todo:
-        _extract_missing(store, todo, extractor, jobs)
+    contents = extractor.contents(corpus.utterances)
+    missing: dict[str, Any] = {}
+    for content, source in contents.values():
+        if content not in store.rows and content not in store.failed:
+            missing.setdefault(content, source)
+    if missing:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        for part in extractor.parts(list(missing.items()), jobs=jobs or cores or 1):
+            write_part(store, part)
         store = open_store(cache, extractor.settings)
     usable, left_out = {}, []
     for utterance in corpus.utterances:
-        content = contents.get(utterance.path)
+        content, _ = contents.get(utterance.id, ("", None))
         if content in store.rows:
             usable[utterance.id] = content
             continue
-        reason = store.failed.get(content) or _why_unreadable(utterance.path)
+        reason = store.failed.get(content) or extractor.why_none(utterance)
         if strict:
             raise WorkError(f"{utterance.path}: {reason} (without --strict it would be left out and counted)")
         left_out.append((utterance.id, reason))
     if not usable:
-        raise WorkError(f"none of {len(left_out)} files can be used; the first one, {left_out[0][0]}: {left_out[0][1]}")
+        raise WorkError(f"none of {len(left_out)} utterances can be used; the first one, {left_out[0][0]}: {left_out[0][1]}")
     utterances = tuple(u for u in corpus.utterances if u.id in usable)
-    return replace(corpus, utterances=utterances, left_out=corpus.left_out + tuple(left_out)), store, usable
-
-
-def _extract_missing(store: Store, todo: Mapping[str, Utterance], extractor: Extractor, jobs: int) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    tasks = [(content, utterance.path) for content, utterance in todo.items()]
-    for part in extractor.parts(tasks, jobs=jobs or cores or 1):
-        write_part(store, part)
+    corpus = replace(corpus, utterances=utterances, left_out=corpus.left_out + tuple(left_out))
+    if note := extract_text.cut_texts(store.rows, usable):
+        corpus = replace(corpus, notes=(*corpus.notes, note))
+    return corpus, Features(extractor, store, usable)
 
 
 def _why_unreadable(path: Path) -> str:

@@ -98,41 +98,54 @@ def _random_folds(corpus: Corpus, count: int) -> Folds:
     return Folds(of, tuple(f"random {i + 1}" for i in range(count)), rule, False)
 
 
-def split(folds: Folds, fold: int, validate: bool = False) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]]:
-    """Rows to train on and rows to score for one fold.
+@dataclass(frozen=True)
+class Split:
+    """One fold's rows: those to train on, and those to score."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def splits(folds: Folds, validate: bool = False) -> list[Split]:
+    """The rows of every fold.
 
     With `validate` the fold's own rows are put away altogether: the next fold is scored and the others train, so that
-    settings can be chosen on speakers held out inside the training part.
+    settings can be chosen on speakers held out inside the training part. Raises CallError where that leaves none to train.
     """
     count = len(folds.names)
-    scored = (fold + 1) % count if validate else fold
-    train = (folds.of != fold) & (folds.of != scored)
-    return np.flatnonzero(train), np.flatnonzero(folds.of == scored)
-
-
-def check_classes(utterances: Sequence[Utterance], classes: Sequence[str], folds: Folds, validate: bool = False) -> None:
-    """Raise WorkError where a fold trains on no example of a class, or has none to test: its UA would not be defined."""
-    labels = np.array([u.label for u in utterances])
-    if validate and len(folds.names) < 3:
+    if validate and count < 3:
         raise CallError("--validate needs at least three folds: one put away, one to score, one to train on")
-    for fold, name in enumerate(folds.names):
-        for rows, role in zip(split(folds, fold, validate), ("train on", "test"), strict=True):
+    scored = [(fold + 1) % count if validate else fold for fold in range(count)]
+    return [
+        Split(np.flatnonzero((folds.of != fold) & (folds.of != other)), np.flatnonzero(folds.of == other))
+        for fold, other in enumerate(scored)
+    ]
+
+
+def check_classes(
+    utterances: Sequence[Utterance], classes: Sequence[str], names: Sequence[str], splits: Sequence[Split], way_out: str = ""
+) -> None:
+    """Raise WorkError where a fold trains on no example of a class, or has none to test: its UA would not be defined.
+
+    `names` says whom each fold holds out; `way_out` is what else a user may change.
+    """
+    labels = np.array([u.label for u in utterances])
+    for fold, (name, rows) in enumerate(zip(names, splits, strict=True)):
+        for some, role in ((rows.train, "train on"), (rows.test, "test")):
             for label in classes:
-                if not (labels[rows] == label).any():
+                if not (labels[some] == label).any():
                     raise WorkError(
-                        f"fold {fold} ({name} held out) has no example of {label!r} to {role}: use fewer --folds, or "
+                        f"fold {fold} ({name} held out) has no example of {label!r} to {role}: {way_out}use fewer --folds, or "
                         f"leave the class out with --classes {','.join(c for c in classes if c != label)}"
                     )
 
 
-def check_train_size(labels: Int32[np.ndarray, " n"], folds: Folds, size: int, classes: int, validate: bool) -> None:
+def check_train_size(labels: Int32[np.ndarray, " n"], splits: Sequence[Split], size: int, classes: int) -> None:
     """Raise CallError where a balanced training set of `size` cannot be drawn in every fold; the message names the
     largest that can."""
     if size == 0:
         return
-    smallest = min(
-        np.bincount(labels[split(folds, fold, validate)[0]], minlength=classes).min() for fold in range(len(folds.names))
-    )
+    smallest = min(np.bincount(labels[rows.train], minlength=classes).min() for rows in splits)
     largest = smallest * classes
     if size < 0 or size % classes or size > largest:
         raise CallError(

@@ -1,4 +1,4 @@
-"""The paper's four heads (its Figure 1): frames of frozen features -> class logits.
+"""The paper's four heads (its Figure 1): frames of frozen features -> class logits; and the table of all heads.
 
 Each takes standardised Frames f32[b, t, d] with their mask and gives f32[b, c]; padded frames change nothing. The pooling
 of `mean` and `meanmax` has no parameters and commutes with standardisation, so `Head.summarise` does it once for a whole
@@ -10,6 +10,7 @@ for every frame anew, it would average out over some 200 frames before the mean 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxser import pooling
+from jaxser.aligned import Aligned, Text, Voice
 from jaxser.store import Frames
 
 DROPOUT = 0.2
@@ -26,6 +28,10 @@ AVERAGE_FRAMES = {"lld": 1, "wav2vec": 16}
 """By kind of features: consecutive frames averaged before attention and MLP. The paper gives them every frame. wav2vec's come
 every 10 ms and are much alike: sixteen averaged (160 ms, about a syllable) train in a tenth of the time, no worse. The README
 has the measured effect."""
+
+RECURRENT_AVERAGE = {"lld": 4, "wav2vec": 8}
+"""The same before a recurrent head: 100 ms of descriptors, 80 ms of wav2vec's frames. An LSTM takes one frame after the other,
+so its time is the number of them."""
 
 MLP_PARAMETERS = 21_508
 """What the MLP has at 34 features, 4 classes and two hidden layers of 128. The paper scales its MLPs so that their capacity
@@ -125,21 +131,25 @@ def mlp_width(features: int, classes: int) -> int:
 
 @dataclass(frozen=True)
 class Head:
-    """A head as the commands know it: what is pooled ahead, the module, and how many updates it trains by default."""
+    """A head as the commands know it: what it reads, the module, and how it trains by default."""
 
     module: Callable[..., nn.Module]
     updates: Mapping[str, int]
-    """By kind of features."""
+    """How many, by kind of features: of the sound, or of the words where those are all it reads."""
+    inputs: tuple[Literal["audio", "text"], ...] = ("audio",)
     summarise: Callable[[Frames], Frames] = lambda frames: frames
-    every_frame: bool = True
-    """Whether training looks at every frame, so that averaging some ahead saves work."""
+    average: Mapping[str, int] | None = None
+    """By kind of features, how many frames of sound are averaged into one; None where that would change nothing."""
 
 
 # The paper trains for an unknown number of epochs. These are numbers of updates, the same for every size of training set, so
 # that a small set is not simply trained less. The README's section on how defaults were chosen has the rule and the evidence.
 HEADS = {
-    "mean": Head(Linear, {"lld": 40_000, "wav2vec": 80_000}, mean_of, every_frame=False),
-    "meanmax": Head(Linear, {"lld": 40_000, "wav2vec": 80_000}, mean_and_max_of, every_frame=False),
-    "attention": Head(Attention, {"lld": 40_000, "wav2vec": 80_000}),
-    "mlp": Head(MLP, {"lld": 8_000, "wav2vec": 16_000}),
+    "mean": Head(Linear, {"lld": 40_000, "wav2vec": 80_000}, summarise=mean_of),
+    "meanmax": Head(Linear, {"lld": 40_000, "wav2vec": 80_000}, summarise=mean_and_max_of),
+    "attention": Head(Attention, {"lld": 40_000, "wav2vec": 80_000}, average=AVERAGE_FRAMES),
+    "mlp": Head(MLP, {"lld": 8_000, "wav2vec": 16_000}, average=AVERAGE_FRAMES),
+    "bilstm": Head(Voice, {"lld": 2_000, "wav2vec": 2_000}, average=RECURRENT_AVERAGE),
+    "text": Head(Text, {"bert": 2_000, "glove": 2_000}, inputs=("text",)),
+    "aligned": Head(Aligned, {"lld": 2_000, "wav2vec": 2_000}, inputs=("audio", "text"), average=RECURRENT_AVERAGE),
 }

@@ -1,11 +1,16 @@
-"""What could make a score too good: the same voice, group or sound on both sides of a fold."""
+"""What could make a score too good: the same voice, sound or sentence on both sides of a fold."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from jaxser import transcripts
 from jaxser.corpora import Utterance
 from jaxser.errors import WorkError
-from jaxser.folds import Folds
+from jaxser.folds import Folds, Split
 
 
 def demand_disjoint_speakers(utterances: Sequence[Utterance], folds: Folds) -> None:
@@ -44,3 +49,39 @@ def repeated_audio(utterances: Sequence[Utterance], folds: Folds, audio: Mapping
         elif len(found) > 1:
             lines.append(f"identical audio within a fold (no leak): {names}")
     return lines
+
+
+def repeated_text(utterances: Sequence[Utterance], splits: Sequence[Split]) -> list[dict[str, Any]]:
+    """How many test transcripts of each fold also stand in its training part: word for word, and otherwise nearly.
+
+    Word for word is without regard to capitals, punctuation and tags; nearly is what `transcripts.NEARLY` says. One
+    `{"fold", "test", "repeated", "nearly"}` for each fold, its rows as they are given here.
+    """
+    forms = np.array([transcripts.normal(u.text) for u in utterances], object)
+    found = []
+    for fold, rows in enumerate(splits):
+        same, near = transcripts.occurring(forms[rows.test].tolist(), forms[rows.train].tolist())
+        found.append({"fold": fold, "test": len(rows.test), "repeated": int(same.sum()), "nearly": int(near.sum())})
+    return found
+
+
+def repeated_text_in_words(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for people on what `repeated_text` found; none where nothing is repeated."""
+    tested, repeated, nearly = (sum(fold[name] for fold in found) for name in ("test", "repeated", "nearly"))
+    if not repeated and not nearly:
+        return []
+    each = ", ".join(f"{fold['repeated']}+{fold['nearly']} of {fold['test']}" for fold in found)
+    return [
+        f"REPEATED TEXT: of {tested} test transcripts {repeated} also stand in training word for word, {nearly} more nearly "
+        f"(by fold: {each}); --exclude-repeated-text trains without the first kind"
+    ]
+
+
+def without_repeated_text(utterances: Sequence[Utterance], splits: Sequence[Split]) -> list[Split]:
+    """The same folds, each without the training rows whose sentence (word for word) also stands in its test part."""
+    forms = [transcripts.normal(u.text) for u in utterances]
+    kept = []
+    for rows in splits:
+        tested = {forms[row] for row in rows.test} - {""}
+        kept.append(replace(rows, train=np.array([row for row in rows.train if forms[row] not in tested], rows.train.dtype)))
+    return kept

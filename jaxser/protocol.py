@@ -12,22 +12,27 @@ import numpy as np
 from jaxser import __version__
 from jaxser.corpora import Corpus
 from jaxser.digests import text_digest
-from jaxser.extract import Extractor
+from jaxser.extract import Features
 from jaxser.folds import Folds
 from jaxser.train import Run
 
-LIBRARIES = ("jax", "flax", "optax", "numpy", "scipy", "pyAudioAnalysis", "soundfile", "soxr")
+LIBRARIES = ("jax", "flax", "optax", "numpy", "scipy", "pyAudioAnalysis", "soundfile", "soxr", "transformers")
 
 
-def corpus_digest(corpus: Corpus, contents: Mapping[str, str]) -> str:
-    """One digest of everything the scores depend on in a corpus: ids, audio, labels, speakers and groups."""
-    rows = sorted(f"{u.id}\t{contents[u.id]}\t{u.label}\t{u.speaker}\t{u.group}" for u in corpus.utterances)
+def corpus_digest(corpus: Corpus, contents: Sequence[Mapping[str, str]]) -> str:
+    """One digest of everything the scores depend on in a corpus: ids, what is read (audio, words, by digest), labels,
+    speakers and groups."""
+    rows = sorted(
+        "\t".join([u.id, *(read[u.id] for read in contents), u.label, str(u.speaker), str(u.group)]) for u in corpus.utterances
+    )
     return text_digest("\n".join(rows))
 
 
-def signature(config: Any, corpus: Corpus, digest: str, folds: Folds, features: str, updates: str) -> str:
+def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Features], updates: str) -> str:
     """One line that names everything that fixes a score; two runs with one signature on one kind of device give one number."""
     rule = f"{len(folds.names)}by-{_rule_name(corpus, folds)}" + ("-validate" if config.validate else "")
+    rule += "-without-repeated-text" * config.exclude_repeated_text
+    digest = corpus_digest(corpus, [one.contents for one in features])
     return "|".join(
         [
             f"jaxser:{__version__}",
@@ -36,7 +41,7 @@ def signature(config: Any, corpus: Corpus, digest: str, folds: Folds, features: 
             f"n:{len(corpus.utterances)}",
             f"left_out:{len(corpus.left_out)}",
             f"folds:{rule}",
-            f"features:{features}",
+            *(f"{'features' if one.of == 'audio' else 'text'}:{one.name}" for one in features),
             f"head:{config.head}",
             f"train:{config.train_size or 'all'}",
             f"length:{updates}",
@@ -77,7 +82,7 @@ def card(
     runs: Sequence[Run],
     leaks: Sequence[str],
     devices: Sequence[Any],
-    extractor: Extractor,
+    features: Sequence[Features],
 ) -> dict[str, Any]:
     """The protocol as plain data, for people and programs: what was scored, on whom, how it was split and with what."""
     labels = np.array([u.label for u in corpus.utterances])
@@ -106,8 +111,8 @@ def card(
         "speaker_independent": folds.speaker_independent,
         "folds": training,
         "leaks": list(leaks),
-        "features": extractor.name,
-        "settings": dict(extractor.settings),
+        "features": " + ".join(one.extractor.name for one in features),
+        "settings": {one.of: dict(one.extractor.settings) for one in features},
         "versions": versions(),
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
     }

@@ -167,11 +167,12 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
         "By group": "; ".join(f"{group}: {_pairs(counts)}" for group, counts in card["counts_by_group"].items()),
         "Speakers": str(card["speakers"] or "not named by the corpus"),
         "Folds": card["fold_rule"],
-        "Leaks looked for": "; ".join(card["leaks"]) or "speakers on both sides: none; identical audio: none",
+        "Leaks looked for": "; ".join(card["leaks"]) or "speakers on both sides: none; " + _none_found(card),
         "Other labels, not used": _pairs(card["outside_classes"]),
         "Left out": "; ".join(f"{name}: {reason}" for name, reason in card["left_out"]),
         "Notes": "; ".join(card["notes"]),
-        "Features": _pairs(card["settings"]),
+        "Features": _pairs(card["settings"].get("audio", {})),
+        "Text": _pairs(card["settings"].get("text", {})),
         "Versions": _pairs(card["versions"]),
         "Device": f"{card['device']}, {summary['runs_per_device']} runs on each",
         "Signature": summary["signature"],
@@ -230,6 +231,10 @@ def _title(summary: dict[str, Any], card: dict[str, Any]) -> str:
     head = summary["signature"].partition("|head:")[2].partition("|")[0]
     what = f"{_corpus_name(card)} · {card['features']} · {head}"
     return f"{what} · {summary['utterances']} utterances, {people}, {runs}"
+
+
+def _none_found(card: dict[str, Any]) -> str:
+    return "; ".join(f"{'identical audio' if kind == 'audio' else 'repeated text'}: none" for kind in card["settings"])
 
 
 def _corpus_name(card: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Frames on disk, addressed by what they were computed from, and in memory, padded.
 
-A store is a folder for one extractor with one set of settings. It holds parts; a part is a plain .npy of frames laid end
-to end and a JSON file that says which content (sha256 of an audio file) has which of them. The JSON is written last and
-under its final name only when whole, so a part is there or it is not, whatever kills the writer.
+A store is a folder for one extractor with one set of settings. It holds parts; a part is a plain .npy of frames laid end to
+end and a JSON file that says which content (sha256 of an audio file, or of a text) has which of them. The JSON is written
+last and under its final name only when whole, so a part is there or it is not, whatever kills the writer.
 """
 
 import json
@@ -31,14 +31,18 @@ class Frames(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """Where the frames of one content lie, and what the audio behind them was."""
+    """Where the frames of one content lie, and what the audio, or the text, behind them was."""
 
     part: Path
     start: int
     count: int
     audio: str
-    """sha256 of the decoded, cropped 16 kHz samples: equal for equal sound in different files."""
+    """sha256 of the decoded, cropped 16 kHz samples: equal for equal sound in different files. Empty for a text."""
     seconds: float
+    words: tuple[str, ...] = ()
+    """Of a text: what each frame stands for, a word or a piece of one."""
+    cut: int = 0
+    """Of a text: words or pieces past what the model takes, which have no frame."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Entry:
     audio: str = ""
     seconds: float = 0.0
     reason: str = ""
+    words: tuple[str, ...] = ()
+    cut: int = 0
 
 
 def folder_of(cache: Path, settings: Mapping[str, Any]) -> Path:
@@ -94,7 +100,9 @@ def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
         if not whole:
             damaged.append(note.stem)
             continue
-        rows |= {content: Row(frames, *place) for content, place in part["rows"].items()}
+        for content, (start, count, sound, seconds, *text) in part["rows"].items():
+            words, cut = text or ((), 0)
+            rows[content] = Row(frames, start, count, sound, seconds, tuple(words), cut)
         failed |= part["failed"]
     return Store(folder, settings["width"], rows, failed, tuple(damaged))
 
@@ -105,7 +113,8 @@ def write_part(store: Store, entries: Sequence[Entry]) -> None:
     good = [e for e in entries if e.frames is not None]
     place, rows = 0, {}
     for entry in good:
-        rows[entry.content] = [place, len(entry.frames), entry.audio, round(entry.seconds, 6)]
+        of_text = [list(entry.words), entry.cut] if entry.words else []
+        rows[entry.content] = [place, len(entry.frames), entry.audio, round(entry.seconds, 6), *of_text]
         place += len(entry.frames)
     part = store.folder / f".{name}.{os.getpid()}.npy"
     with part.open("wb") as file:

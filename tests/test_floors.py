@@ -13,6 +13,7 @@ FLOORS = [
         "digests",
         "corpora",
         "synthetic",
+        "transcripts",
         "store",
         "folds",
         "leaks",
@@ -21,12 +22,26 @@ FLOORS = [
         "recordings",
         "crops",
     ],
-    ["lld", "checkpoint", "spectral", "network", "wav2vec", "contrastive", "recipes", "heads"],
-    ["extract_lld", "extract_wav2vec", "extract", "train", "selfsupervised", "pretraining"],
-    ["protocol", "results", "report", "cards"],
+    [
+        "lld",
+        "checkpoint",
+        "spectral",
+        "network",
+        "wav2vec",
+        "contrastive",
+        "recipes",
+        "bert",
+        "glove",
+        "pooling",
+        "lstm",
+        "aligned",
+        "heads",
+    ],
+    ["extract_lld", "extract_wav2vec", "extract_text", "extract", "train", "selfsupervised", "pretraining"],
+    ["protocol", "results", "alignments", "report", "cards"],
     ["pretrain", "cv"],
 ]
-NO_JAX = {*FLOORS[0], "lld", "extract_lld"}  # what the processes that compute descriptors load
+NO_JAX = {*FLOORS[0], "lld", "glove", "extract_lld"}  # what the processes that compute descriptors load
 PACKAGE = Path(jaxser.__file__).parent
 
 
@@ -61,7 +76,7 @@ def test_data_floors_import_no_jax():
 
 
 def test_one_import_of_each_fragile_library():
-    for library, home in {"pyAudioAnalysis": "lld", "soxr": "audio"}.items():
+    for library, home in {"pyAudioAnalysis": "lld", "soxr": "audio", "transformers": "bert"}.items():
         users = [p.stem for p in PACKAGE.glob("*.py") if any(t.partition(".")[0] == library for t in imports_of(p))]
         assert users == [home]
 

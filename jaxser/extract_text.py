@@ -1,0 +1,97 @@
+"""What the words of a corpus look like to a text model: transcripts -> one vector a word, into a store of their own.
+
+The store is keyed by the model's content and the way tags are treated; in it each text, as the model reads it, stands once.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxser import bert, glove, transcripts
+from jaxser.corpora import Utterance
+from jaxser.digests import digests, text_digest
+from jaxser.errors import WorkError
+from jaxser.store import Entry
+
+Task = tuple[str, str]
+"""The content of a text, and the text itself."""
+
+PART = 2_048
+"""Texts a part: what a kill can lose, some seconds of work."""
+
+
+def contents(utterances: Sequence[Utterance], tags: transcripts.Tags) -> dict[str, Task]:
+    """By id, the digest of each utterance's text as a model reads it, and that text; without those that have none."""
+    found = {u.id: transcripts.cleaned(u.text, tags) for u in utterances}
+    return {name: (text_digest(text), text) for name, text in found.items() if text}
+
+
+def why_none(utterance: Utterance) -> str:
+    """Why an utterance has no text to read."""
+    if not (utterance.text or "").strip():
+        return "no text"
+    return f"nothing but tags in its text, {utterance.text!r} (--tags keep takes them as words)"
+
+
+def of_bert(name: str, tags: transcripts.Tags, cache: Path) -> tuple[dict[str, Any], bert.Model]:
+    """The key of the store of a BERT's vectors, and the model."""
+    model = bert.find(name, cache / "digests.json")
+    return {"extractor": "bert", "width": model.width, "model_sha256": model.digest, "layer": bert.LAYER, "tags": tags}, model
+
+
+def bert_parts(tasks: Sequence[Task], jobs: int, model: bert.Model) -> Iterator[list[Entry]]:
+    """The pieces and vectors of texts, longest first, a part at a time. `jobs` is not used: the devices do the work."""
+    encoder, texts = bert.load(model), [text for _, text in tasks]
+    with tqdm(total=len(tasks), desc="bert", unit="text", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def entries() -> Iterator[Entry]:
+            for number, pieces in encoder(texts):
+                bar.update()
+                yield _entry(tasks[number][0], pieces.words, pieces.vectors, pieces.cut)
+
+        found = entries()
+        while part := list(islice(found, PART)):
+            yield part
+
+
+def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
+    """The key of the store of word vectors from a text file."""
+    width = glove.width_of(path)
+    found = digests([path], cache / "digests.json")
+    if path not in found:
+        raise WorkError(f"{path} cannot be read")
+    return {"extractor": "glove", "width": width, "file_sha256": found[path], "tags": tags}
+
+
+def glove_parts(tasks: Sequence[Task], jobs: int, path: Path, width: int) -> Iterator[list[Entry]]:
+    """The tokens and vectors of texts, a part at a time; the file is gone through once. `jobs` is not used."""
+    of = {content: glove.tokens(text) for content, text in tasks}
+    every = [token for tokens in of.values() for token in tokens]
+    vectors = glove.vectors(path, {part for token in every for part in (token, *token.split("-"))})
+    if unknown := glove.unknown(vectors, every):
+        names = ", ".join(sorted(set(unknown))[:5])
+        print(
+            f"{path.name}: {len(unknown)} of {len(every)} words are not in it and become zeros ({names}, ...)", file=sys.stderr
+        )
+    found = (_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width)) for content, tokens in of.items())
+    while part := list(islice(found, PART)):
+        yield part
+
+
+def _entry(content: str, words: tuple[str, ...], vectors: np.ndarray, cut: int = 0) -> Entry:
+    if not words:
+        return Entry(content, None, reason="no word in its text")
+    return Entry(content, vectors, words=words, cut=cut)
+
+
+def cut_texts(rows: Mapping[str, Any], used: Mapping[str, str]) -> str:
+    """One line on texts that were longer than the model takes; empty where there are none. `used`: content by id."""
+    cut = sorted(name for name, content in used.items() if rows[content].cut)
+    if not cut:
+        return ""
+    return f"longer than the text model takes, and cut there: {len(cut)} texts ({', '.join(cut[:3])}{', ...' * (len(cut) > 3)})"
