@@ -42,7 +42,7 @@ class Alignment(nn.Module):
 
 
 class Aligned(nn.Module):
-    """`aligned`: Frames of sound and of words -> logits f[b, c]. The alignment is sown as intermediate `alignment`."""
+    """`aligned`: Frames of sound and of words -> logits f[b, c]. The alignment is sown as intermediate `attention`."""
 
     classes: int
     dropout: float
@@ -53,7 +53,7 @@ class Aligned(nn.Module):
         heard = _dropped(BiLSTM(self.width, name="audio")(audio.x, audio.mask), self.dropout, train)
         words = _dropped(BiLSTM(self.width, name="text")(text.x, text.mask), self.dropout, train)
         weights = Alignment(name="alignment")(heard, words, audio.mask)
-        self.sow("intermediates", "alignment", weights)
+        self.sow("intermediates", "attention", weights)
         both = jnp.concatenate([jnp.einsum("bkt,bte->bke", weights, heard), words], -1)
         both = BiLSTM(self.width, name="both")(both, text.mask)
         return _classified(pooling.highest(both, text.mask), self.classes, self.dropout, train)

@@ -4,11 +4,14 @@ The maps are diffuse by construction (see jaxser/aligned.py), so the picture sho
 logarithmic scale that is the same for all utterances of one picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 from matplotlib.axes import Axes
@@ -16,8 +19,14 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from jaxser import audio
 from jaxser.audio import SAMPLE_RATE
-from jaxser.results import write_csv
+from jaxser.corpora import Corpus
+from jaxser.errors import CallError
+from jaxser.extract import Features
+from jaxser.results import softmax, write_csv
+from jaxser.store import Frames
+from jaxser.train import Run, Trained, standardised
 
 SPREADS = (1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 """Where the colours may end, in times the even share. A weight is below e^2 = 7.4 times it and above its inverse; the first
@@ -49,6 +58,74 @@ class Alignment:
     """Where it stops."""
     waveform: Float32[np.ndarray, " s"] | None
     """The cropped utterance at 16 kHz; None where the audio is gone."""
+
+
+def chosen(ids: Sequence[str], corpus: Corpus) -> list[int]:
+    """The rows of the utterances of these ids. Raises CallError for one that is not in the corpus."""
+    rows = {u.id: row for row, u in enumerate(corpus.utterances)}
+    if strange := [name for name in ids if name not in rows]:
+        raise CallError(f"--show {strange[0]}: no utterance of that id in the corpus; ids look like {next(iter(rows))}")
+    return [rows[name] for name in ids]
+
+
+def of_runs(
+    model: nn.Module,
+    rows: Sequence[int] | None,
+    corpus: Corpus,
+    inputs: tuple[Frames, Frames],
+    features: Sequence[Features],
+    labels: Int[np.ndarray, " n"],
+    runs: Sequence[Run],
+    trained: Trained,
+    part: Mapping[str, Any],
+) -> list[Alignment]:
+    """The alignments of some rows, or of the typical ones, each by the first seed's run that did not train on it.
+
+    `inputs` and `features` are those of sound and of words, in this order; `part` is what of a longer utterance was read
+    (`max_seconds` and `crop_to` of `audio.load`). A frame is taken to hear an equal share of the utterance, which is true to
+    within a window.
+    """
+    first = [(number, run) for number, run in enumerate(runs) if run.seed == runs[0].seed]
+    by_row = {row: number for number, run in first for row in run.test.tolist()}
+    probabilities = np.zeros((len(labels), len(corpus.classes)))
+    for number, run in first:
+        probabilities[run.test] = softmax(trained.logits[number].astype(np.float64))
+    if rows is None:
+        rows = typical([u.id for u in corpus.utterances], labels, probabilities, corpus.classes)
+    heard, said = (one.store.rows for one in features)
+    found = []
+    for row in rows:
+        utterance, number = corpus.utterances[row], by_row[row]
+        params, standards = (jax.tree.map(lambda leaf, i=number: leaf[i], tree) for tree in (trained.params, trained.standards))
+        _, sown = model.apply(
+            {"params": params}, *standardised(inputs, standards, np.array([row])), train=False, mutable=["intermediates"]
+        )
+        words, frames = (int(f.mask[row].sum()) for f in inputs[::-1])
+        weights = np.asarray(sown["intermediates"]["attention"][0][0, :words, :frames], np.float32)
+        sound = heard[features[0].contents[utterance.id]]
+        edges = np.linspace(0, sound.seconds, frames + 1)
+        predicted = int(probabilities[row].argmax())
+        found.append(
+            Alignment(
+                id=utterance.id,
+                label=utterance.label,
+                predicted=corpus.classes[predicted],
+                share=float(probabilities[row, predicted]),
+                words=said[features[1].contents[utterance.id]].words,
+                weights=weights,
+                starts=edges[:-1],
+                ends=edges[1:],
+                waveform=_waveform(utterance.path, part),
+            )
+        )
+    return found
+
+
+def _waveform(path: Path, part: Mapping[str, Any]) -> np.ndarray | None:
+    try:
+        return audio.load(path, **part)
+    except audio.AudioError:
+        return None  # once features are stored, the audio is not needed
 
 
 def typical(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxser import bert, corpora, extract, folds, leaks, metrics, protocol, report, results, train
+from jaxser import alignments, bert, corpora, extract, folds, leaks, metrics, protocol, report, results, train
 from jaxser.command import demand_at_least, run_command
 from jaxser.digests import write_json
 from jaxser.errors import CallError
@@ -80,6 +80,7 @@ def main(config: Config) -> None:
     rows, found, repeated = rows_and_leaks(config, corpus, dealt, features)
     labels = np.array([corpus.classes.index(u.label) for u in corpus.utterances], np.int32)
     folds.check_train_size(labels, rows, config.train_size, len(corpus.classes))
+    shown = alignments.chosen(config.show, corpus) if config.show else None
     for line in [f"left out: {name}: {reason}" for name, reason in corpus.left_out] + [*corpus.notes, *found]:
         print(line, file=sys.stderr)
 
@@ -97,6 +98,7 @@ def main(config: Config) -> None:
     runs = make_runs(config, labels, rows, len(corpus.classes))
     inputs = inputs_of(config, corpus, features)
     of_each = [train.moments(frames) for frames in inputs]
+    model = head.module(len(corpus.classes), config.dropout)
     total = sum(run.updates for run in runs)
     with tqdm(total=total, desc=config.head, unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
 
@@ -105,7 +107,7 @@ def main(config: Config) -> None:
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
         trained = train.train_runs(
-            head.module(len(corpus.classes), config.dropout),
+            model,
             optax.adam(config.learning_rate),
             tuple(map(head.summarise, inputs)),
             labels,
@@ -121,6 +123,9 @@ def main(config: Config) -> None:
     write_json(out / "protocol.json", card | {"signature": signature, "command": repeat_command(config)})
     summary = summarise(config, corpus, dealt, runs, trained, labels)
     summary |= {"random_weights": random, "signature": signature, "seconds": round(time.monotonic() - began, 2)}
+    if config.head == "aligned":
+        part = {"max_seconds": config.max_seconds, "crop_to": config.crop}
+        alignments.write(out, alignments.of_runs(model, shown, corpus, inputs, features, labels, runs, trained, part))
     report.draw(out, summary)
     write_json(out / "summary.json", summary)  # last: a folder with a summary is a finished one
     print(report.table(out))

@@ -149,6 +149,7 @@ th, td { text-align: right; padding: .3rem .45rem; border-bottom: 1px solid var(
 th:nth-child(2), td:nth-child(2) { text-align: left; overflow-wrap: anywhere; min-width: 4.5rem }
 dt { color: var(--soft) } dd { margin: 0 0 .6rem; overflow-wrap: anywhere }
 img { width: 27rem; max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+img.whole { width: 100% }
 code, pre { font-size: .85rem; overflow-wrap: anywhere; white-space: pre-wrap }
 svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
   opacity: .65 } svg text { fill: var(--soft); font-size: 12px } svg line { stroke: var(--line) }
@@ -190,10 +191,22 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
 <p class="soft">Per cent; recalls by class; each line the mean over {summary["seeds"]} seed(s).</p>
 <h2>Confusion</h2>
 <img alt="Confusion matrix: labels in rows, recognised classes in columns" src="data:image/png;base64,{image}">
-<h2>Training loss</h2>{_loss_curves(out)}
+{_alignment(out)}<h2>Training loss</h2>{_loss_curves(out)}
 <h2>Protocol</h2><dl>{listed}</dl>
 <h2>To repeat it</h2><pre>{html.escape(card["command"])}</pre>
 </body></html>
+"""
+
+
+def _alignment(out: Path) -> str:
+    if not (out / "alignment.png").exists():
+        return ""
+    image = base64.b64encode((out / "alignment.png").read_bytes()).decode()
+    return f"""<h2>What the words listened to</h2>
+<img class="whole" alt="For each utterance its waveform and, word by word, how much of the attention each moment got"
+src="data:image/png;base64,{image}">
+<p class="soft">Each word spreads its attention over the whole utterance; red moments get more than the even share of it,
+blue ones less. A word's largest weight is at most 7.4 times its smallest. All numbers are in alignment.csv.</p>
 """
 
 

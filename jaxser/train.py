@@ -124,7 +124,11 @@ def predict(
 def _take(inputs: tuple[Frames, ...], standards: tuple[Standard, ...], rows: Int[Array, " b"]) -> tuple[Frames, ...]:
     # A row that is not there becomes another one of the batch, so that no head divides by zero; the loss ignores it; not
     # just any row: even without weight, one outside the training set has no business here.
-    rows = jnp.where(rows < 0, jnp.maximum(rows.max(), 0), rows)
+    return standardised(inputs, standards, jnp.where(rows < 0, jnp.maximum(rows.max(), 0), rows))
+
+
+def standardised(inputs: tuple[Frames, ...], standards: tuple[Standard, ...], rows: Int[Any, " b"]) -> tuple[Frames, ...]:
+    """Some rows as a head reads them."""
     return tuple(Frames((f.x[rows] - s.mean) / s.scale, f.mask[rows]) for f, s in zip(inputs, standards, strict=True))
 
 

@@ -107,7 +107,7 @@ def test_folder_has_both_whole_or_neither(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "alignment.png").read_bytes() == before[tmp_path / "alignment.png"]
 
     broken = dataclasses.replace(an_alignment(), words=("one",))
-    with pytest.raises(ValueError, match="Dimensions"):
+    with pytest.raises(TypeError, match="Dimensions"):
         alignments.write(tmp_path, [broken])
     assert {path: path.read_bytes() for path in before} == before
 
