@@ -138,7 +138,7 @@ def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> tupl
                 corpus="csv", root=folder / "corpus.csv", features="wav2vec", weights=str(folder / "weights"), cache=cache,
                 precision=config.dtype,
             )  # fmt: skip
-            extract.extract(corpora.read("csv", flags.root, "all"), extract.extractor_of(flags), cache)
+            extract.extract(corpora.read("csv", flags.root, "all"), extract.sound_extractor(flags), cache)
 
         def fairseqs() -> None:
             out = folder / f"out{next(caches)}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 from matplotlib.axes import Axes
@@ -97,9 +98,8 @@ def of_runs(
     for row in rows:
         utterance, number = corpus.utterances[row], by_row[row]
         params, standards = (jax.tree.map(lambda leaf, i=number: leaf[i], tree) for tree in (trained.params, trained.standards))
-        _, sown = model.apply(
-            {"params": params}, *standardised(inputs, standards, np.array([row])), train=False, mutable=["intermediates"]
-        )
+        read = jax.tree.map(jnp.asarray, standardised(inputs, standards, np.array([row])))
+        _, sown = model.apply({"params": params}, *read, train=False, mutable=["intermediates"])
         words, frames = (int(f.mask[row].sum()) for f in inputs[::-1])
         weights = np.asarray(sown["intermediates"]["attention"][0][0, :words, :frames], np.float32)
         sound = heard[features[0].contents[utterance.id]]

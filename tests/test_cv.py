@@ -261,7 +261,7 @@ def test_the_command_itself(table: Path, tmp_path: Path):
     ("flags", "code", "message"),
     [
         (["--corpus", "ravdess", "--root", "nowhere"], 2, "jaxser.cv: --root nowhere: no such folder"),
-        (["--corpus", "csv", "--root", "t.csv"], 1, "jaxser.cv: none of 2 files can be used"),
+        (["--corpus", "csv", "--root", "t.csv"], 1, "jaxser.cv: none of 2 utterances can be used"),
         (["--head", "lstm"], 2, "invalid choice"),
     ],
 )

@@ -10,7 +10,6 @@ from sklearn.metrics import balanced_accuracy_score
 
 from jaxser import corpora, cv, extract, folds
 from jaxser.heads import HEADS
-from jaxser.store import load_frames
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +26,14 @@ YARDSTICKS = {("ravdess", "mean"): 51.3, ("ravdess", "meanmax"): 58.1, ("emodb",
 @pytest.mark.parametrize(("name", "pooling"), list(YARDSTICKS))
 def test_logistic_regression_on_our_features_and_folds(name: str, pooling: str, cache: Path, request: pytest.FixtureRequest):
     corpus = corpora.read(name, request.getfixturevalue(name), "paper")
-    corpus, store, contents = extract.extract(corpus, extract.extractor_of(extract.Config(features="lld")), cache)
+    corpus, features = extract.extract(corpus, extract.sound_extractor(extract.Config(features="lld", cache=cache)), cache)
     assert not corpus.left_out
-    frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
-    x = HEADS[pooling].summarise(frames).x.reshape(len(corpus.utterances), -1)
+    x = HEADS[pooling].summarise(features.frames(corpus.utterances)).x.reshape(len(corpus.utterances), -1)
     labels = np.array([u.label for u in corpus.utterances])
     dealt = folds.assign(corpus)
     uas = []
-    for fold in range(5):
-        train, test = folds.split(dealt, fold)
+    for rows in folds.splits(dealt):
+        train, test = rows.train, rows.test
         standard = (x - x[train].mean(0)) / x[train].std(0)
         model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=5000).fit(standard[train], labels[train])
         uas.append(balanced_accuracy_score(labels[test], model.predict(standard[test])))

@@ -19,8 +19,8 @@ from jaxser.store import load_frames
 def run(table: Path, cache: Path, **changes):
     strict = changes.pop("strict", False)
     config = extract.Config(corpus="csv", root=table, features="lld", cache=cache, **changes)
-    corpus, store, contents = extract.extract(corpora.read("csv", table, "all"), extract.extractor_of(config), cache, 2, strict)
-    return corpus, store, contents, corpus.left_out
+    corpus, features = extract.extract(corpora.read("csv", table, "all"), extract.sound_extractor(config), cache, 2, strict)
+    return corpus, features.store, features.contents, corpus.left_out
 
 
 def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path):
@@ -34,7 +34,7 @@ def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path):
 
 def test_audio_is_read_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run(table, tmp_path / "cache")
-    monkeypatch.setattr(extract, "_extract_missing", lambda *work: pytest.fail("extracted again"))
+    monkeypatch.setattr(extract, "write_part", lambda *work: pytest.fail("extracted again"))
     monkeypatch.setattr("jaxser.digests.file_digest", lambda path: pytest.fail(f"{path} read again"))
     run(table, tmp_path / "cache")
     shutil.rmtree(tmp_path / "audio")
@@ -49,8 +49,8 @@ def test_only_what_is_new_is_computed(table: Path, tmp_path: Path, monkeypatch: 
     with table.open("a") as file:
         file.write("audio/new.wav,low,s9,g1\n")
     seen = []
-    original = extract._extract_missing
-    monkeypatch.setattr(extract, "_extract_missing", lambda s, todo, *rest: (seen.extend(todo), original(s, todo, *rest)))
+    original = extract.write_part
+    monkeypatch.setattr(extract, "write_part", lambda store, part: (seen.extend(part), original(store, part)))
     run(table, tmp_path / "cache")
     assert len(seen) == 1
 
@@ -127,7 +127,7 @@ def test_a_worker_that_dies_ends_the_work_and_not_the_waiting():
 
 def test_nothing_usable(tmp_path: Path):
     (tmp_path / "t.csv").write_text("path,label,speaker\na.wav,x,1\nb.wav,y,2\n")
-    with pytest.raises(WorkError, match=r"none of 2 files can be used.*no such file"):
+    with pytest.raises(WorkError, match=r"none of 2 utterances can be used.*no such file"):
         run(tmp_path / "t.csv", tmp_path / "cache")
 
 

@@ -31,7 +31,10 @@ def config(table: Path, cache: Path, **changes) -> extract.Config:
 def run(table: Path, cache: Path, **changes):
     flags = config(table, cache, **changes)
     extract.check(flags)
-    return extract.extract(corpora.read("csv", table, "all"), extract.extractor_of(flags), cache, 2, flags.strict)
+    corpus, features = extract.extract(
+        corpora.read("csv", table, "all"), extract.sound_extractor(flags), cache, 2, flags.strict
+    )
+    return corpus, features.store, features.contents
 
 
 @given(
@@ -104,7 +107,7 @@ def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
 def test_settings_and_weights_never_share_a_store(table: Path, tmp_path: Path, change: dict):
     if "features" in change:
         change = change | {"weights": "nano"}  # the default, which descriptors do not look at
-    one, other = (extract.extractor_of(config(table, tmp_path, **c)) for c in ({}, change))
+    one, other = (extract.sound_extractor(config(table, tmp_path, **c)) for c in ({}, change))
     assert extract.open_store(tmp_path, one.settings).folder != extract.open_store(tmp_path, other.settings).folder
 
 
@@ -129,7 +132,7 @@ def test_the_store_is_enough_when_audio_and_weights_are_gone(table: Path, tmp_pa
     _, again, same = run(table, tmp_path / "cache", weights=weights)
     assert (again.folder, same) == (store.folder, contents)
     save_nano(tmp_path / "weights", seed=6)  # other weights at the same place are other weights
-    with pytest.raises(WorkError, match="none of 48 files can be used"):
+    with pytest.raises(WorkError, match="none of 48 utterances can be used"):
         run(table, tmp_path / "cache", weights=weights)
 
 
@@ -163,7 +166,7 @@ def test_every_head_runs_and_random_weights_are_marked(
     assert summary["random_weights"]
     assert "-RANDOM|" in summary["signature"]
     assert json.loads((out / "config.json").read_text())["weights"] == "random-nano:0"
-    assert json.loads((out / "protocol.json").read_text())["settings"]["weights"] == "RANDOM"
+    assert json.loads((out / "protocol.json").read_text())["settings"]["audio"]["weights"] == "RANDOM"
     assert "RANDOM WEIGHTS" in (out / "report.html").read_text()
     # With weights that were converted, nothing says so.
     weights = save_nano(tmp_path / "weights")

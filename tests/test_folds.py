@@ -47,14 +47,19 @@ def test_no_speaker_on_both_sides(speakers: list[int], count: int):
     assert set(dealt.of) == set(range(count))
     sides = {(u.speaker, int(fold)) for u, fold in zip(corpus.utterances, dealt.of, strict=True)}
     assert len(sides) == len(set(speakers))
-    for fold in range(count):
-        train, test = folds.split(dealt, fold)
+    insides = folds.splits(dealt, validate=True) if count > 2 else [None] * count
+    for rows, inside in zip(folds.splits(dealt), insides, strict=True):
+        train, test = rows.train, rows.test
         assert sorted([*train, *test]) == list(range(len(speakers)))
         assert not {speakers[i] for i in train} & {speakers[i] for i in test}
-        if count > 2:
-            inner, scored = folds.split(dealt, fold, validate=True)
-            voices = [{speakers[i] for i in rows} for rows in (inner, scored, test)]
+        if inside:
+            voices = [{speakers[i] for i in some} for some in (inside.train, inside.test, test)]
             assert len(set.union(*voices)) == sum(map(len, voices))
+
+
+def test_validation_needs_a_third_fold():
+    with pytest.raises(CallError, match="at least three folds"):
+        folds.splits(folds.assign(corpus_of(["1", "2"] * 4), 2), validate=True)
 
 
 def test_speakers_are_dealt_evenly():
@@ -91,13 +96,18 @@ def test_a_single_group():
         folds.assign(corpus_of(["1", "2"], ["x", "x"]))
 
 
+def check_classes(corpus: Corpus, count: int) -> None:
+    dealt = folds.assign(corpus, count)
+    folds.check_classes(corpus.utterances, corpus.classes, dealt.names, folds.splits(dealt))
+
+
 def test_a_fold_without_a_class():
     corpus = corpus_of(["1", "1", "2", "2", "3", "3"], labels=list("ababaa"))
     with pytest.raises(WorkError, match=r"\(3 held out\) has no example of 'b' to test.*--classes a"):
-        folds.check_classes(corpus.utterances, corpus.classes, folds.assign(corpus, 3))
+        check_classes(corpus, 3)
     corpus = corpus_of(["1", "1", "2", "2"], labels=list("abaa"))
     with pytest.raises(WorkError, match="no example of 'b' to train on"):
-        folds.check_classes(corpus.utterances, corpus.classes, folds.assign(corpus, 2))
+        check_classes(corpus, 2)
 
 
 labels_of = st.lists(st.integers(0, 3), min_size=40, max_size=120).map(lambda x: np.array([*x, 0, 1, 2, 3], np.int32))
@@ -125,10 +135,10 @@ def test_seeds_and_folds_draw_other_subsets():
 def test_train_size_that_cannot_be():
     labels = np.array([0] * 10 + [1] * 4 + [0] * 10 + [1] * 6, np.int32)
     dealt = folds.Folds(np.array([0] * 14 + [1] * 16), ("x", "y"), "", True)
-    folds.check_train_size(labels, dealt, 8, 2, False)
+    folds.check_train_size(labels, folds.splits(dealt), 8, 2)
     for size in (10, 7, -2):
         with pytest.raises(CallError, match="multiple of the 2 classes and at most 8"):
-            folds.check_train_size(labels, dealt, size, 2, False)
+            folds.check_train_size(labels, folds.splits(dealt), size, 2)
 
 
 @given(st.integers(1, 70), st.integers(1, 20), st.integers(0, 200), st.integers(0, 60))

@@ -3,6 +3,8 @@ from pathlib import Path
 
 from jaxser import cv, folds, protocol
 from jaxser.corpora import Corpus, Utterance
+from jaxser.extract import Extractor, Features
+from jaxser.store import Store
 
 UTTERANCES = tuple(Utterance(f"u{i}", Path("x"), "ab"[i % 2], f"s{i // 4}", f"g{i // 8}") for i in range(16))
 CORPUS = Corpus("csv", UTTERANCES, ("a", "b"))
@@ -10,9 +12,14 @@ CONTENTS = {u.id: f"digest of {u.id}" for u in UTTERANCES}
 CONFIG = cv.Config(corpus="csv", root=Path("x"), updates=10)
 
 
-def signature(config: cv.Config = CONFIG, corpus: Corpus = CORPUS, contents: dict[str, str] = CONTENTS, count=None) -> str:
-    digest = protocol.corpus_digest(corpus, contents)
-    return protocol.signature(config, corpus, digest, folds.assign(corpus, count), "lld-0", cv.length_of(config))
+def signature(
+    config: cv.Config = CONFIG, corpus: Corpus = CORPUS, contents: dict[str, str] = CONTENTS, count=None, reads=("audio",)
+) -> str:
+    extractors = {
+        kind: Extractor(kind, {"extractor": kind}, lambda u: {}, lambda u: "", lambda t, j: iter(())) for kind in reads
+    }
+    features = [Features(one, Store(Path(f"{kind}-0"), 3, {}, {}), contents) for kind, one in extractors.items()]
+    return protocol.signature(config, corpus, folds.assign(corpus, count), features, cv.length_of(config))
 
 
 def test_whatever_changes_the_number_changes_the_signature():
@@ -26,11 +33,14 @@ def test_whatever_changes_the_number_changes_the_signature():
         signature(corpus=replace(CORPUS, left_out=(("u", "bad"),))),
         signature(contents=CONTENTS | {"u3": "another sound"}),
         signature(count=4),
+        signature(reads=("text",)),
+        signature(reads=("audio", "text")),
         *(
             signature(config=replace(CONFIG, **change))
             for change in (
                 {"head": "mean"}, {"train_size": 4}, {"updates": 11}, {"updates": None, "epochs": 2}, {"seeds": 2},
                 {"batch_size": 4}, {"learning_rate": 1e-3}, {"dropout": 0.1}, {"validate": True},
+                {"exclude_repeated_text": True},
             )
         ),
     ]  # fmt: skip
@@ -43,5 +53,7 @@ def test_what_changes_no_number_changes_no_signature():
 
 
 def test_the_order_of_utterances_is_not_content():
-    digests = {protocol.corpus_digest(replace(CORPUS, utterances=order), CONTENTS) for order in (UTTERANCES, UTTERANCES[::-1])}
+    digests = {
+        protocol.corpus_digest(replace(CORPUS, utterances=order), [CONTENTS]) for order in (UTTERANCES, UTTERANCES[::-1])
+    }
     assert len(digests) == 1

