@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import soundfile
 import torch
-import tyro
 
 from benchmarks import torch_twins
 from benchmarks.systems import (
@@ -30,13 +29,23 @@ from benchmarks.systems import (
     errors_against_float64,
     gflop_per_second,
 )
-from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, ratio, say, stamp, table, take_turns
+from benchmarks.timing import (
+    OtherLoad,
+    Timing,
+    conclude,
+    machine,
+    peak_mib,
+    ratio,
+    run_benchmark,
+    say,
+    stamp,
+    table,
+    take_turns,
+)
 from convert.wav2vec import Call
 from convert.wav2vec import main as convert
 from jaxser import audio, corpora, extract
 from jaxser.architecture import LARGE
-from jaxser.digests import write_json
-from jaxser.errors import CallError
 
 BATCHES = (1, 4, 8)
 
@@ -104,12 +113,7 @@ def main(config: Config) -> None:
         "ratios": {name: value["median"] for name, value in ratios.items()},
         "ratio_spreads": ratios,
     }
-    print(report(found))
-    if config.json:
-        write_json(config.json, found)
-    if load is not None and load > OTHER_LOAD:
-        say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")
-        sys.exit(1)
+    conclude(found, report(found), config.json)
 
 
 def time_clips(config: Config, model: torch.nn.Module) -> dict[tuple[str, int], Timing]:
@@ -256,8 +260,4 @@ def report(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, prog="python -m benchmarks.extract"))
-    except (CallError, ImportError) as error:
-        say(f"benchmarks.extract: {error}")
-        sys.exit(2)
+    run_benchmark("benchmarks.extract", Config, main)

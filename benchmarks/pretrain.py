@@ -14,15 +14,25 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import torch
-import tyro
 
 from benchmarks import torch_twins
 from benchmarks.systems import Dtype
-from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, ratio, say, stamp, table, take_turns
+from benchmarks.timing import (
+    OtherLoad,
+    Timing,
+    conclude,
+    machine,
+    peak_mib,
+    ratio,
+    run_benchmark,
+    say,
+    stamp,
+    table,
+    take_turns,
+)
 from convert.wav2vec import port_wav2vec
 from jaxser import audio
 from jaxser.crops import Read
-from jaxser.digests import write_json
 from jaxser.recipes import RECIPES, Recipe
 from jaxser.selfsupervised import make_learner
 
@@ -72,12 +82,7 @@ def main(config: Config) -> None:
         "ratios": {name: value["median"] for name, value in ratios.items()},
         "ratio_spreads": ratios,
     }
-    print(report(found))
-    if config.json:
-        write_json(config.json, found)
-    if load is not None and load > OTHER_LOAD:
-        say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")
-        sys.exit(1)
+    conclude(found, report(found), config.json)
 
 
 def update_call(system: str, recipe: Recipe, config: Config) -> Callable[[], Any]:
@@ -189,8 +194,4 @@ def report(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, prog="python -m benchmarks.pretrain"))
-    except ImportError as error:
-        say(f"benchmarks.pretrain: {error}")
-        sys.exit(2)
+    run_benchmark("benchmarks.pretrain", Config, main)

@@ -13,6 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from jaxser.digests import write_json
+from jaxser.errors import CallError
 from jaxser.protocol import processor
 
 LIBRARIES = ("jax", "jaxlib", "flax", "torch", "fairseq", "numpy", "soundfile")
@@ -137,6 +141,27 @@ def stamp(found: Mapping[str, Any]) -> list[str]:
         f"{found['machine']['processor']}, {found['machine']['cores']} cores, {found['machine']['system']}; {versions}",
         f"load before {found['machine']['load_before']:.2f}; other programs during the run {load} of the machine",
     ]
+
+
+def conclude(found: Mapping[str, Any], report: str, json: Path | None) -> None:
+    """Print what was found, write it to `json` where that is given, and exit with 1 where the machine was too busy for it to
+    count: `found["load"]` is the share that other programs took."""
+    print(report)
+    if json:
+        write_json(json, found)
+    load = found["load"]
+    if load is not None and load > OTHER_LOAD:
+        say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")
+        sys.exit(1)
+
+
+def run_benchmark(name: str, config: type[Any], main: Callable[[Any], None]) -> None:
+    """Run a benchmark from the command line; where something that it needs is missing, one line and exit 2."""
+    try:
+        main(tyro.cli(config, prog=f"python -m {name}"))
+    except (CallError, ImportError) as error:
+        say(f"{name}: {error}")
+        sys.exit(2)
 
 
 def say(text: str) -> None:

@@ -19,15 +19,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-import tyro
 from jax.sharding import Mesh
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks import torch_heads
-from benchmarks.timing import OTHER_LOAD, OtherLoad, Timing, machine, peak_mib, ratio, say, stamp, table, take_turns
+from benchmarks.timing import (
+    OtherLoad,
+    Timing,
+    conclude,
+    machine,
+    peak_mib,
+    ratio,
+    run_benchmark,
+    say,
+    stamp,
+    table,
+    take_turns,
+)
 from jaxser import folds, train
-from jaxser.digests import write_json
 from jaxser.heads import DROPOUT, HEADS
 from jaxser.store import Frames, frame_mask
 
@@ -99,12 +109,7 @@ def main(config: Config) -> None:
         "ratios": {name: value["median"] for name, value in ratios.items()},
         "ratio_spreads": ratios,
     }
-    print(report(found))
-    if config.json:
-        write_json(config.json, found)
-    if load is not None and load > OTHER_LOAD:
-        say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")
-        sys.exit(1)
+    conclude(found, report(found), config.json)
 
 
 def training_call(system: str, config: Config) -> Callable[[], Any]:
@@ -302,8 +307,4 @@ def report(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, prog="python -m benchmarks.train"))
-    except ImportError as error:
-        say(f"benchmarks.train: {error}")
-        sys.exit(2)
+    run_benchmark("benchmarks.train", Config, main)
