@@ -7,8 +7,11 @@ nanosecond) and its inode are; touching or copying a file only costs hashing it 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from jaxser.errors import CallError
 
 
 def file_digest(path: Path) -> str:
@@ -28,6 +31,25 @@ def write_json(path: Path, value: object) -> None:
     # Names of files need not be UTF-8.
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
     part.replace(path)
+
+
+def recalled(memory: Path, name: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `look` finds of the thing of that name, remembered in one JSON file. Where it raises CallError because the thing is
+    gone, what it found before: once features are stored, the weights that made them are no longer needed."""
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    try:
+        found = look()
+    except CallError:
+        if name not in known or Path(name).exists():
+            raise
+        return known[name]
+    if known.get(name) != found:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known | {name: found})
+    return found
 
 
 def digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:

@@ -1,6 +1,5 @@
 """Features of a whole corpus into a store, each content once: the engine behind `cv`, and `python -m jaxser.extract`."""
 
-import json
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from jaxser import audio, bert, corpora, extract_lld, extract_text, extract_wav2
 from jaxser.architecture import Architecture
 from jaxser.command import demand_at_least, run_command
 from jaxser.corpora import Corpus, Utterance
-from jaxser.digests import digests, write_json
+from jaxser.digests import digests, recalled
 from jaxser.errors import CallError, WorkError
 from jaxser.store import Entry, Frames, Store, load_frames, open_store, write_part
 
@@ -186,29 +185,17 @@ def text_extractor(config: Config) -> Extractor:
         return Extractor("text", settings, contents, extract_text.why_none, parts, path.name)
     name = config.text_model or bert.DEFAULT
     settings, model = extract_text.of_bert(name, config.tags, config.cache)
-    return Extractor(
-        "text", settings, contents, extract_text.why_none, partial(extract_text.bert_parts, model=model), Path(name).name
-    )
+    parts = partial(extract_text.bert_parts, model=model)
+    return Extractor("text", settings, contents, extract_text.why_none, parts, Path(name).name)
 
 
 def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
-    # Remembered, so that a store can be used when the weights that made it are gone.
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    name = str(Path(weights).absolute())
-    try:
+    def look() -> dict[str, Any]:
         architecture, digest, random = wav2vec.identify(weights)
-    except CallError:
-        if name not in known or Path(weights).exists():
-            raise
-        return Architecture.from_json(known[name]["config"]), known[name]["digest"], False
-    entry = {"config": architecture.to_json(), "digest": digest}
-    if not random and weights not in wav2vec.SHIPPED_NAMES and known.get(name) != entry:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known | {name: entry})
-    return architecture, digest, random
+        return {"config": architecture.to_json(), "digest": digest, "random": random}
+
+    found = recalled(memory, str(Path(weights).absolute()), look)
+    return Architecture.from_json(found["config"]), found["digest"], found.get("random", False)
 
 
 @dataclass(frozen=True)

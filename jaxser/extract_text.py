@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from jaxser import bert, glove, transcripts
 from jaxser.corpora import Utterance
-from jaxser.digests import digests, text_digest
-from jaxser.errors import WorkError
+from jaxser.digests import digests, recalled, text_digest
 from jaxser.store import Entry
 
 Task = tuple[str, str]
@@ -40,7 +39,13 @@ def why_none(utterance: Utterance) -> str:
 
 def of_bert(name: str, tags: transcripts.Tags, cache: Path) -> tuple[dict[str, Any], bert.Model]:
     """The key of the store of a BERT's vectors, and the model."""
-    model = bert.find(name, cache / "digests.json")
+
+    def look() -> dict[str, Any]:
+        folder, digest, width = bert.find(name, cache / "digests.json")
+        return {"folder": str(folder), "digest": digest, "width": width}
+
+    found = recalled(cache / "text-models.json", name, look)
+    model = bert.Model(Path(found["folder"]), found["digest"], found["width"])
     return {"extractor": "bert", "width": model.width, "model_sha256": model.digest, "layer": bert.LAYER, "tags": tags}, model
 
 
@@ -61,11 +66,12 @@ def bert_parts(tasks: Sequence[Task], jobs: int, model: bert.Model) -> Iterator[
 
 def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
     """The key of the store of word vectors from a text file."""
-    width = glove.width_of(path)
-    found = digests([path], cache / "digests.json")
-    if path not in found:
-        raise WorkError(f"{path} cannot be read")
-    return {"extractor": "glove", "width": width, "file_sha256": found[path], "tags": tags}
+
+    def look() -> dict[str, Any]:
+        return {"width": glove.width_of(path), "digest": digests([path], cache / "digests.json")[path]}
+
+    found = recalled(cache / "text-models.json", str(path.absolute()), look)
+    return {"extractor": "glove", "width": found["width"], "file_sha256": found["digest"], "tags": tags}
 
 
 def glove_parts(tasks: Sequence[Task], jobs: int, path: Path, width: int) -> Iterator[list[Entry]]:

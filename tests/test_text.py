@@ -71,6 +71,9 @@ def test_words_alone_need_no_audio(spoken: Path, vectors: Path, tmp_path: Path):
     assert "|text:glove-" in summary["signature"]
     assert "features:" not in summary["signature"]
     assert card["settings"].keys() == {"text"}
+    vectors.unlink()  # the store is enough
+    cv.main(config(spoken, vectors, updates=2, out=tmp_path / "again"))
+    assert read(tmp_path / "again", "summary.json")["utterances"] == 36
 
 
 def test_sound_and_words_together(spoken: Path, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -101,7 +104,7 @@ def test_sound_alone_with_a_recurrent_head(spoken: Path, vectors: Path, tmp_path
 def test_runs_do_not_depend_on_their_company(spoken: Path, vectors: Path, tmp_path: Path):
     for seeds in (2, 1):
         out = tmp_path / str(seeds)
-        cv.main(config(spoken, vectors, head="aligned", features="lld", updates=3, seeds=seeds, out=out))
+        cv.main(config(spoken, vectors, updates=3, seeds=seeds, out=out))
     of_both = [row for row in results.read_csv(tmp_path / "2" / "predictions.csv") if row["seed"] == "0"]
     assert of_both == results.read_csv(tmp_path / "1" / "predictions.csv")
 
