@@ -125,7 +125,7 @@ def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any])
     axes.set_xlabel("recognised as")
     axes.set_ylabel("labelled as")
     seeds = f", {summary['seeds']} seeds together" if summary["seeds"] > 1 else ""
-    title = f"{_corpus_name(card)}: UA {100 * summary['ua_mean']:.1f} %{seeds}"
+    title = f"{_corpus_name(card)}\nUA {100 * summary['ua_mean']:.1f} %{seeds}"
     axes.set_title(title + "\nRANDOM WEIGHTS" * summary["random_weights"], fontsize=10)
     axes.spines[:].set_visible(False)
     memory = BytesIO()
@@ -149,7 +149,7 @@ th, td { text-align: right; padding: .3rem .45rem; border-bottom: 1px solid var(
 th:nth-child(2), td:nth-child(2) { text-align: left; overflow-wrap: anywhere; min-width: 4.5rem }
 dt { color: var(--soft) } dd { margin: 0 0 .6rem; overflow-wrap: anywhere }
 img { width: 27rem; max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-img.whole { width: 100% }
+img.whole { width: 100%; min-width: 42rem }
 code, pre { font-size: .85rem; overflow-wrap: anywhere; white-space: pre-wrap }
 svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
   opacity: .65 } svg text { fill: var(--soft); font-size: 12px } svg line { stroke: var(--line) }
@@ -203,8 +203,8 @@ def _alignment(out: Path) -> str:
         return ""
     image = base64.b64encode((out / "alignment.png").read_bytes()).decode()
     return f"""<h2>What the words listened to</h2>
-<img class="whole" alt="For each utterance its waveform and, word by word, how much of the attention each moment got"
-src="data:image/png;base64,{image}">
+<div class="wide"><img class="whole" src="data:image/png;base64,{image}"
+alt="For each utterance its waveform and, word by word, how much of the attention each moment got"></div>
 <p class="soft">Each word spreads its attention over the whole utterance; red moments get more than the even share of it,
 blue ones less. A word's largest weight is at most 7.4 times its smallest. All numbers are in alignment.csv.</p>
 """
