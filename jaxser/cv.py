@@ -119,7 +119,7 @@ def main(config: Config) -> None:
         )
     random = any(one.extractor.random for one in features)
     results.write_results(out, corpus, runs, trained, labels, random)
-    card = protocol.card(corpus, dealt, runs, [*found], jax.local_devices(), features) | {"repeated_text": repeated}
+    card = protocol.card(corpus, dealt, runs, found, jax.local_devices(), features) | {"repeated_text": repeated}
     write_json(out / "protocol.json", card | {"signature": signature, "command": repeat_command(config)})
     summary = summarise(config, corpus, dealt, runs, trained, labels)
     summary |= {"random_weights": random, "signature": signature, "seconds": round(time.monotonic() - began, 2)}
