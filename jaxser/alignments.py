@@ -4,8 +4,11 @@ The maps are diffuse by construction (see jaxser/aligned.py), so the picture sho
 logarithmic scale that is the same for all utterances of one picture.
 """
 
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
@@ -38,6 +42,14 @@ WIDTH, WAVEFORM, WORD, LEAST_MAP, AROUND = 10.0, 0.8, 0.21, 1.4, 0.85
 
 POINTS = 1_600
 """A waveform is drawn as the range of its samples in so many stretches, about one a pixel."""
+
+
+FONTS = (
+    "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans Devanagari",
+    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Noto Sans Ethiopic", "Arial Unicode MS", "PingFang SC",
+    "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "WenQuanYi Zen Hei",
+)  # fmt: skip
+"""For the words, each letter in the first of these fonts that is installed and has it. matplotlib brings only the first."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +176,17 @@ def write(out: Path, alignments: Sequence[Alignment]) -> None:
 
 
 def picture(alignments: Sequence[Alignment]) -> bytes:
-    """The `figure` as a PNG."""
+    """The `figure` as a PNG. Letters that no font here has are boxes, of which one line on stderr tells."""
     memory = BytesIO()
-    figure(alignments).savefig(memory, format="png", dpi=150, metadata={"Software": None})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure(alignments).savefig(memory, format="png", dpi=150, metadata={"Software": None})
+    missing = {str(one.message) for one in caught if "missing from font" in str(one.message)}
+    if missing:
+        print(f"alignment.png: no font here has {len(missing)} of the letters; alignment.csv has all words", file=sys.stderr)
+    for one in caught:
+        if str(one.message) not in missing:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return memory.getvalue()
 
 
@@ -174,8 +194,7 @@ def figure(alignments: Sequence[Alignment]) -> Figure:
     """For each utterance its waveform and below it what each word listened to, both over the same seconds.
 
     Colours say how many times the even share a frame got of a word: 1 where it looks at all frames alike. Where neighbouring
-    frames overlap, or leave a gap, the picture changes from one to the other in the middle. Letters that the font of
-    matplotlib lacks, such as Chinese ones, are boxes here, with a warning; the table has them.
+    frames overlap, or leave a gap, the picture changes from one to the other in the middle.
     """
     if not alignments:
         empty = Figure(figsize=(WIDTH, AROUND))
@@ -234,7 +253,8 @@ def _draw_map(axes: Axes, one: Alignment, norm: LogNorm) -> QuadMesh:
     edges = np.concatenate([one.starts[:1], between, one.ends[-1:]])
     shown = np.clip(_relative(one), norm.vmin, norm.vmax)
     mesh = axes.pcolormesh(edges, np.arange(len(one.words) + 1), shown, cmap="RdBu_r", norm=norm)
-    axes.set_yticks(np.arange(len(one.words)) + 0.5, [_readable(word) for word in one.words], fontsize=9, parse_math=False)
+    words = [_readable(word) for word in one.words]
+    axes.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=9, parse_math=False, fontfamily=_installed_fonts())
     axes.set_ylim(max(1, len(one.words)), 0)
     sound = 0 if one.waveform is None else len(one.waveform) / SAMPLE_RATE
     axes.set_xlim(min(0, edges[0]), max(edges[-1], sound))
@@ -242,6 +262,12 @@ def _draw_map(axes: Axes, one: Alignment, norm: LogNorm) -> QuadMesh:
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("seconds", fontsize=8)
     return mesh
+
+
+@cache
+def _installed_fonts() -> list[str]:
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in FONTS if name in installed]
 
 
 def _title(axes: Axes, one: Alignment) -> None:

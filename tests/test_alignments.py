@@ -208,6 +208,12 @@ def test_early_words_look_left_above_late_ones(heard: bool):
     assert y[early].max() <= y[~early].min()
 
 
+def test_letters_that_no_font_has_are_told(capsys: pytest.CaptureFixture[str]):
+    alignments.picture([an_alignment(("слово", "\U000103a0\U000103a1"))])  # Cyrillic, which is there, and Old Persian
+    told = "alignment.png: no font here has 2 of the letters; alignment.csv has all words\n"
+    assert capsys.readouterr().err == told
+
+
 def test_little_is_enough():
     for one in (
         an_alignment(("yes",), frames=1),
