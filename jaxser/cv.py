@@ -143,11 +143,12 @@ def resolve(config: Config) -> Config:
     if not 0 < config.learning_rate < np.inf:
         raise CallError(f"--learning-rate {config.learning_rate:g}: above 0")
     head = HEADS[config.head]
-    for kind, given in (("text", config.text != "none"), ("audio", config.features != Config.features)):
-        if given and kind not in head.inputs:
-            flag = f"--text {config.text}" if kind == "text" else f"--features {config.features}"
-            readers = ", ".join(name for name, other in HEADS.items() if kind in other.inputs)
-            raise CallError(f"{flag} changes nothing for --head {config.head}, which reads no {kind}: {readers} do")
+    for kind, flags in {"audio": extract.SOUND_FLAGS, "text": ("text",)}.items():
+        for name in flags if kind not in head.inputs else ():
+            if (value := getattr(config, name)) != getattr(Config, name):
+                readers = ", ".join(name for name, other in HEADS.items() if kind in other.inputs)
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise CallError(f"{flag} changes nothing for --head {config.head}, which reads no {kind}: {readers} do")
     if "text" in head.inputs and config.text == "none":
         raise CallError(f"--head {config.head} reads words: say --text bert, or --text glove --text-model FILE")
     if config.exclude_repeated_text and "text" not in head.inputs:

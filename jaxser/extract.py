@@ -66,6 +66,9 @@ class Config:
 FLAGS_OF = {"lld": ("lld_window", "lld_hop"), "wav2vec": ("weights", "layer", "precision")}
 """Flags that one kind of features alone knows. Given with another they would change nothing, silently."""
 
+SOUND_FLAGS = ("features", *(flag for flags in FLAGS_OF.values() for flag in flags), "crop", "max_seconds")
+"""Flags that say how sound is read."""
+
 
 @dataclass(frozen=True)
 class Extractor:

@@ -177,6 +177,8 @@ WITHOUT = {"text": "none", "text_model": None}
         (WITHOUT, "--head text reads words: say --text bert"),
         ({"head": "mlp"}, "--text glove changes nothing for --head mlp, which reads no text: text, aligned do"),
         ({"features": "lld"}, "--features lld changes nothing for --head text, which reads no audio"),
+        ({"layer": "z"}, "--layer z changes nothing for --head text, which reads no audio"),
+        ({"max_seconds": 3.0}, "--max-seconds 3.0 changes nothing for --head text"),
         ({"text": "none", "head": "mlp"}, "--text-model .* goes with --text"),
         (WITHOUT | {"head": "mlp", "tags": "keep"}, "--tags keep goes with --text"),
         ({"text_model": None}, "--text glove needs --text-model"),
