@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxser import pooling
 from jaxser.lstm import BiLSTM
+from jaxser.pooling import Given
 from jaxser.store import Frames
 
 WIDTH = 100
@@ -33,7 +34,7 @@ class Alignment(nn.Module):
 
     @nn.compact
     def __call__(
-        self, frames: Float[Array, "b t e"], words: Float[Array, "b k e"], mask: Bool[Array, "b t"]
+        self, frames: Float[Array, "b t e"], words: Float[Array, "b k e"], mask: Bool[Given, "b t"]
     ) -> Float[Array, "b k t"]:
         of_frames = nn.Dense(1, use_bias=False, name="frame", param_dtype=frames.dtype)(frames)[..., 0]
         of_words = nn.Dense(1, name="word", param_dtype=frames.dtype)(words)[..., 0]

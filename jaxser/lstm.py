@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxser.pooling import Given
+
 DIRECTIONS = 2
 
 
@@ -26,7 +28,7 @@ class BiLSTM(nn.Module):
     """h, of each direction."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b t e"]:
+    def __call__(self, x: Float[Given, "b t d"], mask: Bool[Given, "b t"]) -> Float[Array, "b t e"]:
         batch, frames, features = x.shape
         gates = 4 * self.width
         bound = self.width**-0.5
