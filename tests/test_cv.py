@@ -111,7 +111,7 @@ def test_two_identical_commands_give_identical_files(config: cv.Config, tmp_path
 
 def test_another_head_reads_no_audio(config: cv.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cv.main(config)
-    monkeypatch.setattr(extract, "_extract_missing", lambda *work: pytest.fail("extracted again"))
+    monkeypatch.setattr(extract, "write_part", lambda *work: pytest.fail("extracted again"))
     monkeypatch.setattr("jaxser.digests.file_digest", lambda path: pytest.fail(f"{path} read again"))
     shutil.rmtree(tmp_path / "audio")
     cv.main(replace(config, head="attention", out=tmp_path / "two"))
