@@ -1,9 +1,14 @@
 """How every command starts and ends: flags from a dataclass, one clear line for an error, exit codes 0, 1 and 2."""
 
+import dataclasses
 import gc
+import hashlib
+import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -50,6 +55,35 @@ def demand_at_least(config: Any, least: Mapping[str, int]) -> None:
         value = getattr(config, name)
         if value is not None and not smallest <= value < float("inf"):
             raise CallError(f"--{name.replace('_', '-')} {value}: at least {smallest}")
+
+
+def workers(jobs: int = 0) -> int:
+    """How many work at something where --jobs says so; 0: one for each core that this process may use."""
+    return jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+
+
+def settings_of(config: Any, left_out: Sequence[str]) -> dict[str, Any]:
+    """A configuration as plain data, without the flags in `left_out`: what a folder's config.json holds."""
+    values = dataclasses.asdict(config)
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in left_out}
+
+
+def hash_of(settings: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name the folder of these settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def command_line(module: str, config: Any, left_out: Sequence[str]) -> str:
+    """The command that repeats a configuration, with every flag that is not its default, but those in `left_out`."""
+    parts = [f"python -m {module}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in left_out and value != field.default and value is not None:
+            flag = "--" + field.name.replace("_", "-")
+            words = value if isinstance(value, tuple) else [value]
+            parts.append(flag if value is True else shlex.join([flag, *map(str, words)]))
+    return " ".join(parts)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

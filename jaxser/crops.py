@@ -6,7 +6,6 @@ rest.) Crops of like length share a batch, so that little of it is padding. Ever
 the number of the epoch or update, never from what was done before: an update can be repeated without those ahead of it.
 """
 
-import os
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxser import audio
+from jaxser.command import workers
 from jaxser.recordings import Recording
 
 _EPOCH, _GAIN = 12, 13
@@ -127,8 +127,7 @@ class Reader:
         self.left_out: dict[str, str] = {}
         self._room = int(memory * 2**30)
         self._kept: dict[int, np.ndarray] = {}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._jobs = jobs or cores or 1
+        self._jobs = workers(jobs)
 
     def read(self, batches: Iterable[Batch], seed: int, first: int = 0, host: int = 0, hosts: int = 1) -> Iterator[Read]:
         """The batches in their order; `first` is the number of the first update, from which gains are drawn.

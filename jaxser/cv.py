@@ -1,25 +1,19 @@
 """python -m jaxser.cv: speaker-independent cross-validation, all folds and seeds in one program: a score and its interval."""
 
 import dataclasses
-import hashlib
-import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
-import optax
-from tqdm import tqdm
 
-from jaxser import alignments, bert, corpora, extract, folds, leaks, metrics, protocol, report, results, train
-from jaxser.command import demand_at_least, run_command
-from jaxser.digests import write_json
+from jaxser import bert, corpora, experiments, extract, report, results, train
+from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.errors import CallError
-from jaxser.heads import DROPOUT, HEADS, averaged
-from jaxser.store import Frames
+from jaxser.heads import DROPOUT, HEADS
 
 
 @dataclass(frozen=True)
@@ -70,65 +64,22 @@ def main(config: Config) -> None:
     """The whole command. Results go to stdout, everything else to stderr."""
     began = time.monotonic()
     config = resolve(config)
-    out = config.out or Path("runs") / config_hash(config)
-    finished = results.finished_summary(out, settings(config))
-    head = HEADS[config.head]
-    extractors = extract.extractors_of(config, head.inputs)
-    corpus, features = extract.extract_all(extract.open_corpus(config), extractors, config)
-    dealt = folds.assign(corpus, config.folds, config.random_folds)
-    leaks.demand_disjoint_speakers(corpus.utterances, dealt)
-    rows, found, repeated = rows_and_leaks(config, corpus, dealt, features)
-    labels = np.array([corpus.classes.index(u.label) for u in corpus.utterances], np.int32)
-    folds.check_train_size(labels, rows, config.train_size, len(corpus.classes))
-    shown = alignments.chosen(config.show, corpus) if config.show else None
-    for line in [f"left out: {name}: {reason}" for name, reason in corpus.left_out] + [*corpus.notes, *found]:
+    out = folder_of(config)
+    results.finished_summary(out, settings(config))  # a folder of something else is refused before any work
+    extractors = extract.extractors_of(config, HEADS[config.head].inputs)
+    experiment = prepare(config, *extract.extract_all(extract.open_corpus(config), extractors, config))
+    for line in experiment.remarks:
         print(line, file=sys.stderr)
-
-    signature = protocol.signature(config, corpus, dealt, features, length_of(config))
-    if finished:
-        if finished["signature"] != signature:
-            raise CallError(
-                f"{out} holds the finished result of other data or another version: {finished['signature']}; now it would be "
-                f"{signature}. Give another --out, or delete the folder"
-            )
-        print(report.table(out))
-        return
-
-    results.begin(out, settings(config))
-    runs = make_runs(config, labels, rows, len(corpus.classes))
-    inputs = inputs_of(config, corpus, features)
-    of_each = [train.moments(frames) for frames in inputs]
-    model = head.module(len(corpus.classes), config.dropout)
-    total = sum(run.updates for run in runs)
-    with tqdm(total=total, desc=config.head, unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(updates: int, loss: float) -> None:
-            bar.update(updates)
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-
-        trained = train.train_runs(
-            model,
-            optax.adam(config.learning_rate),
-            tuple(map(head.summarise, inputs)),
-            labels,
-            runs,
-            [tuple(train.standardisation(moments, run.train) for moments in of_each) for run in runs],
-            config.batch_size,
-            config.parallel,
-            progress=progress,
-        )
-    random = any(one.extractor.random for one in features)
-    results.write_results(out, corpus, runs, trained, labels, random)
-    card = protocol.card(corpus, dealt, runs, found, jax.local_devices(), features) | {"repeated_text": repeated}
-    write_json(out / "protocol.json", card | {"signature": signature, "command": repeat_command(config)})
-    summary = summarise(config, corpus, dealt, runs, trained, labels)
-    summary |= {"random_weights": random, "signature": signature, "seconds": round(time.monotonic() - began, 2)}
-    if config.head == "aligned":
-        part = {"max_seconds": config.max_seconds, "crop_to": config.crop}
-        alignments.write(out, alignments.of_runs(model, shown, corpus, inputs, features, labels, runs, trained, part))
-    report.draw(out, summary)
-    write_json(out / "summary.json", summary)  # last: a folder with a summary is a finished one
+    if not experiments.finished(experiment):
+        experiments.run([experiment], began)
     print(report.table(out))
+
+
+def prepare(config: Config, corpus: corpora.Corpus, features: Sequence[extract.Features]) -> experiments.Experiment:
+    """The experiment of a resolved configuration, with the features that its head reads."""
+    return experiments.prepare(
+        config, settings(config), command_line("jaxser.cv", config, NOT_IN_HASH), folder_of(config), corpus, features
+    )
 
 
 def resolve(config: Config) -> Config:
@@ -170,125 +121,17 @@ def resolve(config: Config) -> Config:
 
 def settings(config: Config) -> dict[str, Any]:
     """What config.json holds and the hash covers: the configuration without what changes no score."""
-    values = dataclasses.asdict(config)
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in NOT_IN_HASH}
+    return settings_of(config, NOT_IN_HASH)
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits that name the run folder."""
-    return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode()).hexdigest()[:12]
+    """What names the run folder."""
+    return hash_of(settings(config))
 
 
-def length_of(config: Config) -> str:
-    """The length of training in words."""
-    return f"{config.updates}updates" if config.epochs is None else f"{config.epochs}epochs"
-
-
-def repeat_command(config: Config) -> str:
-    """The command that repeats a run, with every setting that is not its default."""
-    parts = ["python -m jaxser.cv"]
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if field.name not in NOT_IN_HASH and value != field.default and value is not None:
-            flag = "--" + field.name.replace("_", "-")
-            words = value if isinstance(value, tuple) else [value]
-            parts.append(flag if value is True else " ".join([flag, *map(str, words)]))
-    return " ".join(parts)
-
-
-def rows_and_leaks(
-    config: Config, corpus: corpora.Corpus, dealt: folds.Folds, features: list[extract.Features]
-) -> tuple[list[folds.Split], list[str], list[dict[str, Any]]]:
-    """The rows of every fold, one line for each leak that was found, and the counts of repeated sentences by fold."""
-    rows, found, repeated, way_out = folds.splits(dealt, config.validate), [], [], ""
-    for one in features:
-        if one.of == "audio":
-            sounds = {name: one.store.rows[content].audio for name, content in one.contents.items()}
-            found += leaks.repeated_audio(corpus.utterances, dealt, sounds)
-            continue
-        if config.exclude_repeated_text:
-            rows = leaks.without_repeated_text(corpus.utterances, rows)
-            way_out = "leave out --exclude-repeated-text, "
-        repeated = leaks.repeated_text(corpus.utterances, rows)
-        found += leaks.repeated_text_in_words(repeated)
-    folds.check_classes(corpus.utterances, corpus.classes, dealt.names, rows, way_out)
-    return rows, found, repeated
-
-
-def inputs_of(config: Config, corpus: corpora.Corpus, features: list[extract.Features]) -> tuple[Frames, ...]:
-    """What the head reads, in its order; of the sound, frames averaged as the configuration says."""
-    frames = [one.frames(corpus.utterances) for one in features]
-    return tuple(
-        averaged(f, config.average_frames) if one.of == "audio" and HEADS[config.head].average else f
-        for f, one in zip(frames, features, strict=True)
-    )
-
-
-def make_runs(config: Config, labels: np.ndarray, splits: list[folds.Split], classes: int) -> list[train.Run]:
-    """Every seed and fold with its rows."""
-    runs = []
-    for seed in range(config.seeds):
-        for fold, rows in enumerate(splits):
-            drawn = folds.subset(labels, rows.train, config.train_size, classes, seed, fold)
-            updates = config.updates or config.epochs * -(-len(drawn) // config.batch_size)
-            runs.append(train.Run(seed, fold, config.train_size, updates, drawn, rows.test))
-    return runs
-
-
-def predictions_of(runs: list[train.Run], trained: train.Trained, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted class of every utterance, i64[seeds, n], and the fold whose run predicted it, i64[n]."""
-    seeds = len({run.seed for run in runs})
-    predicted, fold = np.zeros((seeds, n), np.int64), np.zeros(n, np.int64)
-    for run, logits in zip(runs, trained.logits, strict=True):
-        predicted[run.seed, run.test] = logits.argmax(-1)
-        fold[run.test] = run.fold
-    return predicted, fold
-
-
-def summarise(
-    config: Config,
-    corpus: corpora.Corpus,
-    dealt: folds.Folds,
-    runs: list[train.Run],
-    trained: train.Trained,
-    labels: np.ndarray,
-) -> dict[str, Any]:
-    """The scores with their intervals and the counts: summary.json without signature and time."""
-    predicted, fold = predictions_of(runs, trained, len(labels))
-    unit, units = independent_units(corpus)
-    counts = metrics.unit_counts(labels, predicted, fold, units, len(corpus.classes))
-    summary: dict[str, Any] = {}
-    for name in metrics.CELLS:
-        by_seed = metrics.mean_score(counts.sum(0), name)
-        low, high = metrics.speaker_interval(counts, name) or (None, None)
-        summary |= {
-            f"{name}_mean": float(by_seed.mean()),
-            f"{name}_std": float(by_seed.std(ddof=1)) if config.seeds > 1 else None,
-        }
-        summary |= {f"{name}_low": low, f"{name}_high": high}
-    return summary | {
-        "interval_unit": unit,
-        "chance": 1 / len(corpus.classes),
-        "classes": list(corpus.classes),
-        "utterances": len(labels),
-        "left_out": len(corpus.left_out),
-        "speakers": len({u.speaker for u in corpus.utterances if u.speaker}),
-        "folds": len(dealt.names),
-        "seeds": config.seeds,
-        "devices": trained.devices,
-        "runs_per_device": -(-len(runs) // trained.devices),
-        "parallel": trained.parallel,
-        "validate": config.validate,
-    }
-
-
-def independent_units(corpus: corpora.Corpus) -> tuple[str, list[str]]:
-    """What an interval counts as independent: speakers, else groups, else (and then too narrow) single utterances."""
-    for name in ("speaker", "group"):
-        if all(getattr(u, name) for u in corpus.utterances):
-            return name, [getattr(u, name) for u in corpus.utterances]
-    return "utterance", [u.id for u in corpus.utterances]
+def folder_of(config: Config) -> Path:
+    """The run folder of a resolved configuration."""
+    return config.out or Path("runs") / config_hash(config)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Features of a whole corpus into a store, each content once: the engine behind `cv`, and `python -m jaxser.extract`."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from platformdirs import user_cache_path
 
 from jaxser import audio, bert, corpora, extract_lld, extract_text, extract_wav2vec, lld, synthetic, transcripts, wav2vec
 from jaxser.architecture import Architecture
-from jaxser.command import demand_at_least, run_command
+from jaxser.command import demand_at_least, run_command, workers
 from jaxser.corpora import Corpus, Utterance
 from jaxser.digests import digests, recalled
 from jaxser.errors import CallError, WorkError
@@ -258,8 +257,7 @@ def extract(corpus: Corpus, extractor: Extractor, cache: Path, jobs: int = 0, st
         if content not in store.rows and content not in store.failed:
             missing.setdefault(content, source)
     if missing:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        for part in extractor.parts(list(missing.items()), jobs=jobs or cores or 1):
+        for part in extractor.parts(list(missing.items()), jobs=workers(jobs)):
             write_part(store, part)
         store = open_store(cache, extractor.settings)
     usable, left_out = {}, []

@@ -140,13 +140,18 @@ def check_classes(
                     )
 
 
+def largest_balanced(labels: Int32[np.ndarray, " n"], splits: Sequence[Split], classes: int) -> int:
+    """The largest training set with equally many of each class that can be drawn in every fold."""
+    return classes * int(min(np.bincount(labels[rows.train], minlength=classes).min() for rows in splits))
+
+
 def check_train_size(labels: Int32[np.ndarray, " n"], splits: Sequence[Split], size: int, classes: int) -> None:
     """Raise CallError where a balanced training set of `size` cannot be drawn in every fold; the message names the
     largest that can."""
     if size == 0:
         return
-    smallest = min(np.bincount(labels[rows.train], minlength=classes).min() for rows in splits)
-    largest = smallest * classes
+    largest = largest_balanced(labels, splits, classes)
+    smallest = largest // classes
     if size < 0 or size % classes or size > largest:
         raise CallError(
             f"--train-size {size}: it must be a multiple of the {classes} classes and at most {largest} here, for the "

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,18 @@ from jaxser.errors import WorkError
 from jaxser.folds import Folds, Split
 
 
-def demand_disjoint_speakers(utterances: Sequence[Utterance], folds: Folds) -> None:
-    """Raise WorkError where a speaker is held out by one fold and trained on by it: a group column that cuts a voice."""
+class Check(NamedTuple):
+    """Something that was looked for, and a line for each thing that was found or hinders the search."""
+
+    what: str
+    found: list[str]
+
+
+def speakers_apart(utterances: Sequence[Utterance], folds: Folds) -> Check:
+    """That no voice is in training and in test; without names of speakers that cannot be looked for.
+
+    Raises WorkError where a speaker is held out by one fold and trained on by it: a group column that cuts a voice.
+    """
     held_out_by = defaultdict(dict)
     for utterance, fold in zip(utterances, folds.of, strict=True):
         if utterance.speaker:
@@ -26,9 +36,24 @@ def demand_disjoint_speakers(utterances: Sequence[Utterance], folds: Folds) -> N
                 f"speaker {speaker!r} stands in folds {one} ({first}) and {other} ({second}), so training would hear the "
                 "test's voice: mend the groups, or deal speakers with --folds"
             )
+    what = "speakers on both sides of a fold"
+    return Check(what, [] if held_out_by else [f"{what}: not looked for, the corpus names no speakers"])
 
 
-def repeated_audio(utterances: Sequence[Utterance], folds: Folds, audio: Mapping[str, str]) -> list[str]:
+def groups_apart(utterances: Sequence[Utterance], folds: Folds) -> Check:
+    """Which groups (sessions, rooms) the folds cut: speakers were dealt, and who was recorded together is on both sides."""
+    of_group = defaultdict(set)
+    for utterance, fold in zip(utterances, folds.of, strict=True):
+        if utterance.group:
+            of_group[utterance.group].add(int(fold))
+    cut = sorted(group for group, found in of_group.items() if len(found) > 1)
+    what = "groups on both sides of a fold"
+    return Check(
+        what, [f"{what}: {', '.join(cut)} (their speakers are apart; without --folds each group is held out)"] * bool(cut)
+    )
+
+
+def repeated_audio(utterances: Sequence[Utterance], folds: Folds, audio: Mapping[str, str]) -> Check:
     """One line for every sound that several utterances share across folds, under several speakers or with several labels.
 
     `audio` has the digest of each utterance's decoded samples, so that the same sound in another file format is found too.
@@ -48,7 +73,7 @@ def repeated_audio(utterances: Sequence[Utterance], folds: Folds, audio: Mapping
             lines.append(f"identical audio under different speakers: {names}")
         elif len(found) > 1:
             lines.append(f"identical audio within a fold (no leak): {names}")
-    return lines
+    return Check("identical audio (sha256 of the decoded samples)", lines)
 
 
 def repeated_text(utterances: Sequence[Utterance], splits: Sequence[Split]) -> list[dict[str, Any]]:
@@ -65,16 +90,15 @@ def repeated_text(utterances: Sequence[Utterance], splits: Sequence[Split]) -> l
     return found
 
 
-def repeated_text_in_words(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for people on what `repeated_text` found; none where nothing is repeated."""
+def repeated_text_in_words(found: Sequence[Mapping[str, Any]]) -> Check:
+    """What `repeated_text` found, for people, in one line; none where nothing is repeated."""
     tested, repeated, nearly = (sum(fold[name] for fold in found) for name in ("test", "repeated", "nearly"))
-    if not repeated and not nearly:
-        return []
     each = ", ".join(f"{fold['repeated']}+{fold['nearly']} of {fold['test']}" for fold in found)
-    return [
+    line = (
         f"REPEATED TEXT: of {tested} test transcripts {repeated} also stand in training word for word, {nearly} more nearly "
         f"(by fold: {each}); --exclude-repeated-text trains without the first kind"
-    ]
+    )
+    return Check("sentences that stand in training and in test", [line] * bool(repeated or nearly))
 
 
 def without_repeated_text(utterances: Sequence[Utterance], splits: Sequence[Split]) -> list[Split]:

@@ -1,6 +1,7 @@
 """Scores of predictions and how sure they are. All are fractions 0-1."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int, Int64
@@ -28,7 +29,10 @@ def weighted_accuracy(counts: Int64[np.ndarray, "*batch c c"]) -> Float64[np.nda
     return _mean_of_cells(*_all_together(counts))
 
 
-# A score is a mean over cells of hits / examples: UA has a cell a class, WA a single one.
+# A score is a mean over cells of hits / examples: UA has a cell a class, WA a single one, a recall that of its class.
+
+Cells = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Confusion counts [..., c, c] -> hits and examples of each cell, [..., cells]."""
 
 
 def _by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,12 +43,23 @@ def _all_together(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.trace(counts, axis1=-2, axis2=-1)[..., None], counts.sum((-1, -2))[..., None]
 
 
+def recall_of(label: int) -> Cells:
+    """The recall of one class, as a score."""
+
+    def of_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return counts[..., label, label, None], counts[..., label, :].sum(-1)[..., None]
+
+    return of_class
+
+
 def _mean_of_cells(hits: np.ndarray, examples: np.ndarray) -> np.ndarray:
     filled = np.maximum((examples > 0).sum(-1), 1)
     return np.asarray((hits / np.maximum(examples, 1)).sum(-1) / filled)
 
 
-CELLS = {"ua": _by_class, "wa": _all_together}
+UA: Cells = _by_class
+WA: Cells = _all_together
+SCORES = {"ua": UA, "wa": WA}
 
 
 def unit_counts(
@@ -63,36 +78,106 @@ def unit_counts(
     return counts
 
 
-def mean_score(counts: Int64[np.ndarray, "seeds folds c c"], metric: str = "ua") -> Float64[np.ndarray, " seeds"]:
-    """Each seed's `ua` or `wa`: the mean over the folds of each fold's own (the paper's way), not that of the pooled counts."""
-    hits, examples = CELLS[metric](counts)
-    folds = (examples.sum(-1) > 0).sum(-1)
-    return _mean_of_cells(hits, examples).sum(-1) / np.maximum(folds, 1)
+def mean_score(counts: Int64[np.ndarray, "seeds folds c c"], score: Cells = UA) -> Float64[np.ndarray, " seeds"]:
+    """Each seed's score: the mean over the folds of each fold's own (the paper's way), not that of the pooled counts."""
+    return fold_scores(counts, score).sum(-1) / np.maximum(_filled_folds(counts, score), 1)
 
 
-def speaker_interval(
-    counts: Int64[np.ndarray, "units seeds folds c c"], metric: str = "ua", level: float = 0.95
-) -> tuple[float, float] | None:
-    """The interval of the seed-averaged score over the population of speakers.
+def fold_scores(counts: Int64[np.ndarray, "seeds folds c c"], score: Cells = UA) -> Float64[np.ndarray, "seeds folds"]:
+    """Each seed's score in each fold; 0 in a fold without examples."""
+    return _mean_of_cells(*score(counts))
 
-    Utterances of one voice are not independent, and seeds are repetitions on the same speakers: speakers alone are the unit.
-    The score is a mean of ratios (hits / examples of a class in a fold), so its variance follows by linearisation from what
-    each speaker contributes beyond the mean ratio of that class (Woodruff, JASA 66, 1971; Binder, International Statistical
-    Review 51, 1983), with Student's t of units - 1 degrees of freedom. With two speakers a fold, as in IEMOCAP, a percentile
-    bootstrap is too narrow and a delete-one jackknife too wide; a test shows our coverage. None with fewer than two
-    units.
-    """
-    n = len(counts)
-    if n < 2:
-        return None
-    hits, examples = CELLS[metric](counts)
+
+def _filled_folds(counts: np.ndarray, score: Cells) -> np.ndarray:
+    _, examples = score(counts)
+    return (examples.sum(-1) > 0).sum(-1)
+
+
+# Intervals. Utterances of one voice are not independent, and seeds are repetitions on the same speakers: speakers alone are
+# the unit. A score is a mean of ratios (hits / examples of a class in a fold), so its variance follows by linearisation from
+# what each speaker contributes beyond the mean ratio of that class (Woodruff, JASA 66, 1971; Binder, International
+# Statistical Review 51, 1983), with Student's t of units - 1 degrees of freedom. With two speakers a fold, as in IEMOCAP, a
+# percentile bootstrap is too narrow and a delete-one jackknife too wide; a test shows our coverage. Contributions add up like
+# scores do: a difference of two systems on the same speakers, or the slope of a learning curve, has the same combination of
+# contributions, and with them an interval that is paired by speaker.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval at 95 %; both bounds are None where a single unit leaves them unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside of the interval; False where there is none."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+def contributions(counts: Int64[np.ndarray, "units seeds folds c c"], score: Cells = UA) -> Float64[np.ndarray, " units"]:
+    """What each unit adds to the seed-averaged score, beyond what an average one would: they sum to zero but for folds that
+    differ from each other."""
+    hits, examples = score(counts)
     all_hits, all_examples = hits.sum(0), examples.sum(0)
     filled = all_examples > 0
     # The mean ratio of a cell over the folds, [seeds, 1, cells]: what an average speaker would have.
     expected = (all_hits / np.maximum(all_examples, 1)).sum(1, keepdims=True) / np.maximum(filled.sum(1, keepdims=True), 1)
     cells, folds = filled.sum(-1, keepdims=True), filled.any(-1).sum(-1)[:, None, None]
     beyond = (hits - expected * examples) / np.maximum(all_examples, 1) / np.maximum(cells, 1) / folds
-    contribution = beyond.sum((2, 3)).mean(1)
-    error = np.sqrt(n / (n - 1) * (contribution**2).sum())
-    middle, half = mean_score(counts.sum(0), metric).mean(), stats.t.ppf((1 + level) / 2, n - 1) * error
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return beyond.sum((2, 3)).mean(1)
+
+
+def estimate(
+    counts: Sequence[Int64[np.ndarray, "units _ folds c c"]],
+    weights: Sequence[float] = (1.0,),
+    score: Cells = UA,
+    level: float = 0.95,
+) -> Estimate:
+    """The weighted sum of the seed-averaged scores of some systems on the same units, and its interval over the population of
+    units.
+
+    One system and the weight 1: its score. Two and the weights -1, 1: their paired difference. The systems may differ in their
+    numbers of seeds. The interval of a single score ends at 0 and at 1. None with fewer than two units.
+    """
+    value = sum(w * float(mean_score(one.sum(0), score).mean()) for w, one in zip(weights, counts, strict=True))
+    of_units = sum(w * contributions(one, score) for w, one in zip(weights, counts, strict=True))
+    n = len(of_units)
+    if n < 2:
+        return Estimate(value, None, None)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1) * (of_units**2).sum()))
+    lowest, highest = (0.0, 1.0) if tuple(weights) == (1.0,) else (-np.inf, np.inf)
+    return Estimate(value, max(lowest, value - half), min(highest, value + half))
+
+
+@dataclass(frozen=True)
+class TTest:
+    """A t statistic with its degrees of freedom and two-sided p-value; t and p are None where nothing varies."""
+
+    t: float | None
+    degrees: int
+    p: float | None
+
+
+def corrected_t_test(differences: Float64[np.ndarray, " k"], test_over_train: float) -> TTest:
+    """Nadeau and Bengio's corrected resampled t-test (Machine Learning 52, 2003) on the differences of k folds.
+
+    Training sets of folds overlap, so fold differences are not independent: the variance of their mean is taken as
+    (1/k + n_test/n_train) of theirs in place of 1/k.
+    """
+    k = len(differences)
+    spread = float(np.var(differences, ddof=1)) if k > 1 else 0.0
+    if spread == 0:
+        return TTest(None, k - 1, None)
+    t = float(differences.mean() / np.sqrt((1 / k + test_over_train) * spread))
+    return TTest(t, k - 1, float(2 * stats.t.sf(abs(t), k - 1)))
+
+
+def log_weights(sizes: Sequence[int]) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+    """Of the least-squares line a + b log(n) through scores at these sizes: the weights of the scores in a and in b, so that
+    both are sums of scores and `estimate` knows their intervals. Raises ValueError for fewer than two different sizes."""
+    if len(set(sizes)) < 2:
+        raise ValueError(f"a line needs two sizes or more, got {list(sizes)}")
+    solved = np.linalg.pinv(np.stack([np.ones(len(sizes)), np.log(np.asarray(sizes, np.float64))], 1))
+    return solved[0], solved[1]

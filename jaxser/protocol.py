@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxser import __version__
+from jaxser import __version__, aligned
+from jaxser.command import workers
 from jaxser.corpora import Corpus
 from jaxser.digests import text_digest
 from jaxser.extract import Features
 from jaxser.folds import Folds
+from jaxser.heads import HEADS, MLP_PARAMETERS
+from jaxser.leaks import Check
 from jaxser.train import Run
 
 LIBRARIES = ("jax", "flax", "optax", "numpy", "scipy", "pyAudioAnalysis", "soundfile", "soxr", "transformers")
@@ -28,7 +31,12 @@ def corpus_digest(corpus: Corpus, contents: Sequence[Mapping[str, str]]) -> str:
     return text_digest("\n".join(rows))
 
 
-def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Features], updates: str) -> str:
+def length_of(config: Any) -> str:
+    """The length of training in words."""
+    return f"{config.updates}updates" if config.epochs is None else f"{config.epochs}epochs"
+
+
+def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Features]) -> str:
     """One line that names everything that fixes a score; two runs with one signature on one kind of device give one number."""
     rule = f"{len(folds.names)}by-{_rule_name(corpus, folds)}" + ("-validate" if config.validate else "")
     rule += "-without-repeated-text" * config.exclude_repeated_text
@@ -41,10 +49,10 @@ def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Feat
             f"n:{len(corpus.utterances)}",
             f"left_out:{len(corpus.left_out)}",
             f"folds:{rule}",
-            *(f"{'features' if one.of == 'audio' else 'text'}:{one.name}" for one in features),
+            *(part for one in features for part in _names(one)),
             f"head:{config.head}",
             f"train:{config.train_size or 'all'}",
-            f"length:{updates}",
+            f"length:{length_of(config)}",
             f"batch:{config.batch_size}",
             f"lr:{config.learning_rate:g}",
             f"dropout:{config.dropout:g}",
@@ -53,6 +61,16 @@ def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Feat
             "metric:ua-mean-of-folds",
         ]
     )
+
+
+def _names(features: Features) -> list[str]:
+    # The store's name covers all settings, the weights among them; people want to read which weights those were.
+    named = [f"{'features' if features.of == 'audio' else 'text'}:{features.name}"]
+    settings = features.extractor.settings
+    if digest := settings.get("weights_sha256") or settings.get("model_sha256"):
+        kind = "weights" if features.of == "audio" else "text-model"
+        named.append(f"{kind}:{'-'.join(part for part in (features.extractor.weights, digest[:8]) if part)}")
+    return named
 
 
 def _rule_name(corpus: Corpus, folds: Folds) -> str:
@@ -77,14 +95,19 @@ def versions() -> dict[str, str]:
 
 
 def card(
+    config: Any,
     corpus: Corpus,
     folds: Folds,
     runs: Sequence[Run],
-    leaks: Sequence[str],
+    checks: Sequence[Check],
     devices: Sequence[Any],
     features: Sequence[Features],
+    parameters: int,
 ) -> dict[str, Any]:
-    """The protocol as plain data, for people and programs: what was scored, on whom, how it was split and with what."""
+    """The protocol as plain data, for people and programs: what was scored, on whom, how it was split and with what.
+
+    `parameters` is the number of weights and biases that a run trains.
+    """
     labels = np.array([u.label for u in corpus.utterances])
     groups = [u.group for u in corpus.utterances]
     counts = {
@@ -110,9 +133,71 @@ def card(
         "fold_rule": folds.rule,
         "speaker_independent": folds.speaker_independent,
         "folds": training,
-        "leaks": list(leaks),
+        "subset_rule": subset_rule(config),
+        "leak_checks": [{"looked_for": check.what, "found": check.found} for check in checks],
+        "leaks": [line for check in checks for line in check.found],
         "features": " + ".join(one.extractor.name for one in features),
         "settings": {one.of: dict(one.extractor.settings) for one in features},
+        "training": training_in_words(config, runs, parameters),
+        "choices": choices(config),
         "versions": versions(),
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "processor": f"{processor()}, {workers()} cores",
     }
+
+
+def subset_rule(config: Any) -> str:
+    """Which of the rows outside the test fold are trained on, in words."""
+    if not config.train_size:
+        return "all rows outside the test fold, as unbalanced as they are"
+    return (
+        f"{config.train_size} rows outside the test fold, equally many of each class, drawn anew for each seed and fold; "
+        "smaller subsets lie inside larger ones"
+    )
+
+
+def training_in_words(config: Any, runs: Sequence[Run], parameters: int) -> str:
+    """Length, size and optimiser in one line."""
+    passes = sorted(run.updates / -(-len(run.train) // config.batch_size) for run in runs)
+    low, high = (f"{value:,.0f}" if value >= 10 else f"{value:.1f}" for value in (passes[0], passes[-1]))
+    epochs = low if low == high else f"{low} to {high}"
+    updates = sorted({run.updates for run in runs})
+    length = f"{updates[0]:,}" if len(updates) == 1 else f"{updates[0]:,} to {updates[-1]:,}"
+    return (
+        f"{length} updates of {config.batch_size} rows ({epochs} epochs), Adam at {config.learning_rate:g}, no early stopping; "
+        f"{parameters:,} parameters"
+    )
+
+
+def choices(config: Any) -> dict[str, str]:
+    """What the paper leaves open, and what this run takes."""
+    head = HEADS[config.head]
+    audio, text = "audio" in head.inputs, "text" in head.inputs
+    chosen = {
+        "length": f"{config.epochs} epochs" if config.epochs else f"{config.updates:,} updates at every training size",
+        "dropout": f"{config.dropout:g} after each layer, one mask for all frames of an utterance",
+        "normalisation": "each feature standardised over all frames of the run's own training rows",
+        "last batch of an epoch": "trained on though short, its mean over the rows that are there",
+        "UA over folds": "mean of the folds' own, not pooled",
+        "interval": "speakers as the unit, by linearisation, Student's t; seeds are averaged over first",
+    }
+    if audio:
+        part = f"the {config.crop} {config.max_seconds:g} s" if config.max_seconds else "all"
+        chosen["part of an utterance"] = f"{part}, cropped before features are computed"
+        if config.features == "lld":
+            chosen["descriptors"] = f"windows of {config.lld_window:g} ms every {config.lld_hop:g} ms"
+        else:
+            chosen["layer"] = "context vectors (c)" if config.layer == "c" else "encoder vectors (z)"
+        if head.average:
+            chosen["frames averaged"] = str(config.average_frames)
+    if text:
+        chosen["tags in transcripts"] = {"drop": "dropped", "keep": "kept as words"}[config.tags]
+        if config.text == "bert":
+            chosen["BERT"] = f"{config.text_model}, second-to-last layer; [CLS] and [SEP] seen, their vectors left out"
+    if config.head in ("attention", "bilstm"):
+        chosen["attention"] = "softmax over frames of one linear score"
+    if config.head == "mlp":
+        chosen["MLP"] = f"two hidden layers of one width, the one nearest to {MLP_PARAMETERS:,} parameters at four classes"
+    if config.head in ("bilstm", "text", "aligned"):
+        chosen["LSTM"] = f"{aligned.WIDTH} states a direction"
+    return chosen

@@ -1,9 +1,7 @@
 """A run folder as people read it: a table for the terminal, the confusion matrix as a picture, one self-contained page."""
 
-import base64
-import html
-import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from jaxser.results import read_csv
+from jaxser import citations, page
+from jaxser.results import read_csv, read_json, write_bytes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,15 +21,9 @@ RUN_COLUMNS = ("fold", "seed", "train_size", "weights")
 
 def table(out: Path) -> str:
     """The result of a finished run folder as text: folds, then the score with its interval, then what fixed it."""
-    summary, card = _read(out, "summary.json"), _read(out, "protocol.json")
+    summary, card = read_json(out / "summary.json"), read_json(out / "protocol.json")
     rows = [[_shortened(cell) for cell in row] for row in _fold_table(out, summary, card)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_title(summary, card), ""]
-    for i, row in enumerate(rows):
-        cells = [c.ljust(w) if j == 1 else c.rjust(w) for j, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-        if i in (0, len(rows) - 2):
-            lines.append("  ".join("-" * w for w in widths))
+    lines = [title(summary, card), "", *text_table(rows, words=(1,), rules=(0, len(rows) - 2))]
     lines += ["", *scores_in_words(summary), *marks_against(summary), f"folds: {card['fold_rule']}"]
     lines += [f"note: {note}" for note in [*card["notes"], *card["leaks"]]]
     if summary["left_out"]:
@@ -39,6 +32,18 @@ def table(out: Path) -> str:
         lines.append(f"not among the classes: {_pairs(card['outside_classes'])}")
     lines += [f"signature: {summary['signature']}", f"{out / 'report.html'} ({summary['seconds']:.0f} s)"]
     return "\n".join(lines)
+
+
+def text_table(rows: Sequence[Sequence[str]], words: Sequence[int], rules: Sequence[int] = (0,)) -> list[str]:
+    """A table as lines of text. Columns in `words` stand to the left, numbers to the right; a line is drawn after `rules`."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for i, row in enumerate(rows):
+        cells = [c.ljust(w) if j in words else c.rjust(w) for j, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+        if i in rules:
+            lines.append("  ".join("-" * w for w in widths))
+    return lines
 
 
 def _fold_table(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> list[list[str]]:
@@ -61,28 +66,26 @@ def _fold_table(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> lis
     for fold, name in zip(card["folds"], names, strict=True):
         sizes = fold["train"].values()
         a_class = f" ({min(sizes)} a class)" if len(set(sizes)) == 1 else ""
-        scores = map(_percent, by_fold[fold["fold"]])
+        scores = map(percent, by_fold[fold["fold"]])
         rows.append([str(fold["fold"]), name, f"{sum(sizes)}{a_class}", str(fold["test"]), *scores])
     means = np.mean([by_fold[fold["fold"]] for fold in card["folds"]], axis=0)
-    return [*rows, ["mean", "", "", str(summary["utterances"]), *map(_percent, means)]]
+    return [*rows, ["mean", "", "", str(summary["utterances"]), *map(percent, means)]]
 
 
 def scores_in_words(summary: dict[str, Any]) -> list[str]:
     """UA and WA, each with its interval and what the interval is over, its spread over seeds, and the chance level."""
     lines = []
     for name in ("ua", "wa"):
-        text = f"{name.upper()} {_percent(summary[f'{name}_mean'])} %"
+        text = f"{name.upper()} {percent(summary[f'{name}_mean'])} %"
         if summary[f"{name}_low"] is None:
             text += f", no interval: only one {summary['interval_unit']}"
         else:
-            unit = (
-                f"{summary['speakers']} speakers" if summary["interval_unit"] == "speaker" else f"{summary['interval_unit']}s"
-            )
-            text += f", 95 % interval {_percent(summary[f'{name}_low'])} to {_percent(summary[f'{name}_high'])} over {unit}"
+            low, high = percent(summary[f"{name}_low"]), percent(summary[f"{name}_high"])
+            text += f", 95 % interval {low} to {high} over {units_in_words(summary)}"
         if name == "ua":
-            text += f"; chance {_percent(summary['chance'])} %"
+            text += f"; chance {percent(summary['chance'])} %"
         if summary[f"{name}_std"] is not None:
-            text += f"; standard deviation over {summary['seeds']} seeds {_percent(summary[f'{name}_std'])}"
+            text += f"; standard deviation over {summary['seeds']} seeds {percent(summary[f'{name}_std'])}"
         lines.append(text)
     return lines
 
@@ -101,12 +104,10 @@ def marks_against(summary: dict[str, Any]) -> list[str]:
 
 def draw(out: Path, summary: dict[str, Any]) -> None:
     """Write confusion.png and report.html into a run folder that has its tables."""
-    card = _read(out, "protocol.json")
+    card = read_json(out / "protocol.json")
     picture = _confusion_picture(out, summary, card)
-    for name, content in (("confusion.png", picture), ("report.html", _page(out, summary, card, picture).encode())):
-        part = out / f".{name}"
-        part.write_bytes(content)
-        part.replace(out / name)
+    write_bytes(out / "confusion.png", picture)
+    write_bytes(out / "report.html", _page(out, summary, card, picture).encode())
 
 
 def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> bytes:
@@ -125,7 +126,7 @@ def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any])
     axes.set_xlabel("recognised as")
     axes.set_ylabel("labelled as")
     seeds = f", {summary['seeds']} seeds together" if summary["seeds"] > 1 else ""
-    title = f"{_corpus_name(card)}\nUA {100 * summary['ua_mean']:.1f} %{seeds}"
+    title = f"{corpus_name(card)}\nUA {100 * summary['ua_mean']:.1f} %{seeds}"
     axes.set_title(title + "\nRANDOM WEIGHTS" * summary["random_weights"], fontsize=10)
     axes.spines[:].set_visible(False)
     memory = BytesIO()
@@ -134,80 +135,99 @@ def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any])
     return memory.getvalue()
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1d21; --soft: #5b6570; --line: #d9dee3; --paper: #fff; --bar: #2f6fb3 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e7eaee; --soft: #9aa5b1; --line: #343b44; --paper: #15181c; --bar: #6aa7e8 } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 54rem; margin: 2rem auto;
-  padding: 0 1rem }
-h1 { font-size: 1.35rem; margin-bottom: 0 } h2 { font-size: 1.05rem; margin-top: 2.2rem }
-.score { font-size: 2.6rem; font-weight: 650; margin: .6rem 0 0 } .soft { color: var(--soft) }
-.mark { border-left: 4px solid #c0392b; padding-left: .8rem; font-weight: 600 }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-table { font-size: .9rem } tr:last-child { font-weight: 600 }
-th, td { text-align: right; padding: .3rem .45rem; border-bottom: 1px solid var(--line) }
-th:nth-child(2), td:nth-child(2) { text-align: left; overflow-wrap: anywhere; min-width: 4.5rem }
-dt { color: var(--soft) } dd { margin: 0 0 .6rem; overflow-wrap: anywhere }
-img { width: 27rem; max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-img.whole { width: 100%; min-width: 42rem }
-code, pre { font-size: .85rem; overflow-wrap: anywhere; white-space: pre-wrap }
-svg { max-width: 100%; height: auto } polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
-  opacity: .65 } svg text { fill: var(--soft); font-size: 12px } svg line { stroke: var(--line) }
-@media print { body { max-width: none; margin: 0 } }
-"""
-
-
 def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: bytes) -> str:
     score, _, beside = scores_in_words(summary)[0].partition(", ")
-    first, *lines = _fold_table(out, summary, card)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in first)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
-    facts = {
-        "Corpus": _corpus_name(card),
+    header, *lines = _fold_table(out, summary, card)
+    alignment = out / "alignment.png"
+    blocks = [
+        page.paragraph(score, "score"),
+        page.paragraph(beside),
+        page.paragraph(scores_in_words(summary)[1], "soft"),
+        *(page.paragraph(mark, "mark") for mark in marks_against(summary)),
+        page.section("Protocol", page.facts(protocol_in_words(summary, card))),
+        page.section(
+            "Folds",
+            page.table(header, lines, words=(1,), total=-1),
+            page.paragraph(f"Per cent; recalls by class; each line the mean over {seeds_in_words(summary)}.", "soft"),
+        ),
+        page.section("Classes", page.table(("class", "recall %", "95 % interval"), _class_table(summary))),
+        page.section("Confusion", page.image(picture, "Confusion matrix: labels in rows, recognised classes in columns")),
+        page.section("What the words listened to", *_alignment(alignment.read_bytes())) if alignment.exists() else "",
+        page.section("Training loss", _loss_curves(out)),
+        page.section("To repeat it", page.copyable(card["command"])),
+        page.section(
+            "To cite it",
+            page.paragraph("A row of a LaTeX table (head, features, UA, WA in per cent) and BibTeX entries:", "soft"),
+            page.copyable(latex_row(summary, card)),
+            page.copyable(citations.bibtex([summary["signature"]])),
+        ),
+    ]
+    return page.document(title(summary, card), blocks)
+
+
+def protocol_in_words(summary: dict[str, Any], card: dict[str, Any]) -> dict[str, str | list[str]]:
+    """The protocol card as lines for people, by name; an empty one is not worth showing."""
+    training = f"{card['training']}; {seeds_in_words(summary)}"
+    return {
+        "Corpus": corpus_name(card),
         "Utterances": f"{card['utterances']}: " + _pairs(card["classes"]),
-        "By group": "; ".join(f"{group}: {_pairs(counts)}" for group, counts in card["counts_by_group"].items()),
+        "By group": [f"{group}: {_pairs(counts)}" for group, counts in card["counts_by_group"].items()],
         "Speakers": str(card["speakers"] or "not named by the corpus"),
-        "Folds": card["fold_rule"],
-        "Leaks looked for": "; ".join(card["leaks"]) or "speakers on both sides: none; " + _none_found(card),
+        "Left out": [f"{name}: {reason}" for name, reason in card["left_out"]],
         "Other labels, not used": _pairs(card["outside_classes"]),
-        "Left out": "; ".join(f"{name}: {reason}" for name, reason in card["left_out"]),
-        "Notes": "; ".join(card["notes"]),
+        "Notes": card["notes"],
+        "Folds": card["fold_rule"],
+        "Trained on": card["subset_rule"],
+        "Leaks looked for": [
+            line for check in card["leak_checks"] for line in check["found"] or [f"{check['looked_for']}: none"]
+        ],
+        "Training": training,
         "Features": _pairs(card["settings"].get("audio", {})),
         "Text": _pairs(card["settings"].get("text", {})),
+        "Left open by the paper, chosen here": [f"{name}: {choice}" for name, choice in card["choices"].items()],
         "Versions": _pairs(card["versions"]),
-        "Device": f"{card['device']}, {summary['runs_per_device']} runs on each",
+        "Device": f"{card['device']}, {summary['runs_per_device']} runs on each; {card['processor']}",
         "Signature": summary["signature"],
     }
-    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
-    marks = "".join(f'<p class="mark">{html.escape(mark)}</p>' for mark in marks_against(summary))
-    image = base64.b64encode(picture).decode()
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(_title(summary, card))}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(_title(summary, card))}</h1>
-<p class="score">{html.escape(score)}</p>
-<p>{html.escape(beside)}<br><span class="soft">{html.escape(scores_in_words(summary)[1])}</span></p>{marks}
-<h2>Folds</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>
-<p class="soft">Per cent; recalls by class; each line the mean over {summary["seeds"]} seed(s).</p>
-<h2>Confusion</h2>
-<img alt="Confusion matrix: labels in rows, recognised classes in columns" src="data:image/png;base64,{image}">
-{_alignment(out)}<h2>Training loss</h2>{_loss_curves(out)}
-<h2>Protocol</h2><dl>{listed}</dl>
-<h2>To repeat it</h2><pre>{html.escape(card["command"])}</pre>
-</body></html>
-"""
 
 
-def _alignment(out: Path) -> str:
-    if not (out / "alignment.png").exists():
-        return ""
-    image = base64.b64encode((out / "alignment.png").read_bytes()).decode()
-    return f"""<h2>What the words listened to</h2>
-<div class="wide"><img class="whole" src="data:image/png;base64,{image}"
-alt="For each utterance its waveform and, word by word, how much of the attention each moment got"></div>
-<p class="soft">Each word spreads its attention over the whole utterance; red moments get more than the even share of it,
-blue ones less. A word's largest weight is at most 7.4 times its smallest. All numbers are in alignment.csv.</p>
-"""
+def seeds_in_words(summary: dict[str, Any]) -> str:
+    """How many seeds, in words."""
+    return "one seed" if summary["seeds"] == 1 else f"{summary['seeds']} seeds"
+
+
+def units_in_words(summary: Mapping[str, Any]) -> str:
+    """What an interval is over."""
+    return f"{summary['speakers']} speakers" if summary["interval_unit"] == "speaker" else f"{summary['interval_unit']}s"
+
+
+def _class_table(summary: dict[str, Any]) -> list[list[str]]:
+    return [[name, percent(recall["mean"]), interval(recall)] for name, recall in summary["recalls"].items()]
+
+
+def latex_row(summary: dict[str, Any], card: dict[str, Any]) -> str:
+    """Head, features, UA and WA with their intervals, as a row of a LaTeX table."""
+    scores = []
+    for name in ("ua", "wa"):
+        low, high = summary[f"{name}_low"], summary[f"{name}_high"]
+        beside = "" if low is None else f" ({percent(low)}--{percent(high)})"
+        scores.append(percent(summary[f"{name}_mean"]) + beside)
+    return " & ".join([citations.escaped(_head(summary)), citations.escaped(card["features"]), *scores]) + r" \\"
+
+
+def scored(summary: Mapping[str, Any], score: str) -> str:
+    """A score in per cent with its interval, in the least space."""
+    found = {bound: summary[f"{score}_{bound}"] for bound in ("low", "high")}
+    return percent(summary[f"{score}_mean"]) + (f" ({interval(found)})" if found["low"] is not None else "")
+
+
+def _alignment(png: bytes) -> list[str]:
+    what = "For each utterance its waveform and, word by word, how much of the attention each moment got"
+    note = (
+        "Each word spreads its attention over the whole utterance; red moments get more than the even share of it, blue ones "
+        "less. A word's largest weight is at most 7.4 times its smallest. All numbers are in alignment.csv."
+    )
+    return [page.image(png, what, whole=True), page.paragraph(note, "soft")]
 
 
 def _loss_curves(out: Path) -> str:
@@ -217,7 +237,7 @@ def _loss_curves(out: Path) -> str:
     longest = max(points[-1][0] for points in curves.values())
     highest = max(loss for points in curves.values() for _, loss in points) or 1.0
     lines = "".join(
-        '<polyline points="'
+        '<polyline class="curve" points="'
         + " ".join(f"{40 + 580 * x / longest:.1f},{190 - 170 * y / highest:.1f}" for x, y in points)
         + '"/>'
         for points in curves.values()
@@ -238,19 +258,20 @@ def _by_fold(out: Path) -> dict[int, np.ndarray]:
     return {fold: np.mean(values, axis=0) for fold, values in scores.items()}
 
 
-def _title(summary: dict[str, Any], card: dict[str, Any]) -> str:
+def title(summary: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """Corpus, features, head and counts in one line."""
     people = f"{summary['speakers']} speakers" if summary["speakers"] else "speakers unknown"
     runs = f"{summary['folds']} folds, {summary['seeds']} seed{'s' * (summary['seeds'] > 1)}"
-    head = summary["signature"].partition("|head:")[2].partition("|")[0]
-    what = f"{_corpus_name(card)} · {card['features']} · {head}"
+    what = f"{corpus_name(card)} · {card['features']} · {_head(summary)}"
     return f"{what} · {summary['utterances']} utterances, {people}, {runs}"
 
 
-def _none_found(card: dict[str, Any]) -> str:
-    return "; ".join(f"{'identical audio' if kind == 'audio' else 'repeated text'}: none" for kind in card["settings"])
+def _head(summary: dict[str, Any]) -> str:
+    return summary["signature"].partition("|head:")[2].partition("|")[0]
 
 
-def _corpus_name(card: dict[str, Any]) -> str:
+def corpus_name(card: Mapping[str, Any]) -> str:
+    """The corpus, with what must be said wherever a number of it stands."""
     return "SYNTHETIC corpus (not real speech)" if card["synthetic"] else card["corpus"]
 
 
@@ -262,9 +283,13 @@ def _shortened(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction in per cent, without the sign."""
     return f"{100 * value:.1f}"
 
 
-def _read(out: Path, name: str) -> dict[str, Any]:
-    return json.loads((out / name).read_text(encoding="utf-8"))
+def interval(found: Mapping[str, float | None]) -> str:
+    """`low` and `high` in per cent, in words."""
+    if found["low"] is None:
+        return "not known"
+    return f"{percent(found['low'])} to {percent(found['high'])}"

@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,10 @@ def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
     """
     note, summary = out / "config.json", out / "summary.json"
     if note.exists():
-        found = _read_json(note)
+        found = read_json(note)
         if differing := differences(found, mine):
             raise CallError(f"{out} is the folder of another configuration ({differing}): give another --out")
-        return _read_json(summary) if summary.exists() else None
+        return read_json(summary) if summary.exists() else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CallError(f"{out} exists and is no run folder: give another --out")
     return None
@@ -38,10 +41,11 @@ def begin(out: Path, mine: dict[str, Any]) -> None:
     write_json(out / "config.json", mine)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run folder. Raises CallError where it is gone or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise CallError(f"{path} is damaged: delete {path.parent}, or give another --out")
@@ -99,6 +103,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponents / exponents.sum(-1, keepdims=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     """Write a CSV whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -111,3 +122,73 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV of a run folder, as text by column name."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One utterance as a finished run scored it."""
+
+    label: str
+    speaker: str
+    group: str
+    fold: int
+    predicted: Mapping[int, str]
+    """By seed."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run folder, read again."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    card: Mapping[str, Any]
+    predictions: Mapping[str, Prediction]
+    """By id, in the order of ids."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, in the order of the columns."""
+        return self.summary["classes"]
+
+    @property
+    def units(self) -> list[str]:
+        """What is independent of each utterance, as summary.json names it: its speaker, its group, or itself."""
+        unit = self.summary["interval_unit"]
+        return [name if unit == "utterance" else getattr(p, unit) for name, p in self.predictions.items()]
+
+    def counts(self) -> np.ndarray:
+        """metrics.unit_counts of its predictions: i64[units, seeds, folds, c, c]."""
+        number = {name: i for i, name in enumerate(self.classes)}
+        every = list(self.predictions.values())
+        labels = np.array([number[p.label] for p in every])
+        predicted = np.array([[number[p.predicted[seed]] for p in every] for seed in range(self.summary["seeds"])])
+        return metrics.unit_counts(labels, predicted, np.array([p.fold for p in every]), self.units, len(number))
+
+
+def read_finished(folder: Path) -> Finished:
+    """Read a run folder. Raises CallError where there is none, one that is not finished, or a damaged one."""
+    if not (folder / "config.json").is_file():
+        raise CallError(f"{folder} is no run folder of jaxser.cv: it has no config.json")
+    if not (folder / "summary.json").is_file():
+        raise CallError(f"{folder} is not finished, it has no summary.json: repeat the command that began it")
+    summary, card = read_json(folder / "summary.json"), read_json(folder / "protocol.json")
+    seen: dict[str, dict[str, Any]] = {}
+    predicted: dict[str, dict[int, str]] = defaultdict(dict)
+    try:
+        for row in read_csv(folder / "predictions.csv"):
+            known = {name: row[name] for name in ("label", "speaker", "group")} | {"fold": int(row["fold"])}
+            if seen.setdefault(row["id"], known) != known or int(row["seed"]) in predicted[row["id"]]:
+                raise ValueError(f"{row['id']} stands there twice")
+            predicted[row["id"]][int(row["seed"])] = row["predicted"]
+        wanted = set(range(summary["seeds"]))
+        classes = set(summary["classes"])
+        for name, by_seed in predicted.items():
+            if set(by_seed) != wanted or not {seen[name]["label"], *by_seed.values()} <= classes:
+                raise ValueError(f"{name} has not one prediction a seed")
+        if len(predicted) != summary["utterances"]:
+            raise ValueError(f"{len(predicted)} utterances in place of {summary['utterances']}")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise CallError(f"{folder} is damaged: predictions.csv: {error}") from None
+    found = {name: Prediction(**seen[name], predicted=predicted[name]) for name in sorted(seen)}
+    return Finished(folder, summary, card, found)

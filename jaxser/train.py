@@ -7,7 +7,7 @@ device not a bit of them, with several at once (`parallel`) no more than roundin
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -174,6 +174,11 @@ class Trained:
     losses: list[np.ndarray]
     devices: int
     parallel: int
+
+    def part(self, start: int, stop: int) -> "Trained":
+        """What came out of the runs from `start` to before `stop`."""
+        params, standards = jax.tree.map(lambda leaf: leaf[start:stop], (self.params, self.standards))
+        return replace(self, params=params, standards=standards, logits=self.logits[start:stop], losses=self.losses[start:stop])
 
 
 def train_runs(

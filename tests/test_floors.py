@@ -38,8 +38,8 @@ FLOORS = [
         "heads",
     ],
     ["extract_lld", "extract_wav2vec", "extract_text", "extract", "train", "selfsupervised", "pretraining"],
-    ["protocol", "results", "alignments", "report", "cards"],
-    ["pretrain", "cv"],
+    ["protocol", "results", "alignments", "citations", "page", "report", "cards", "curves", "experiments"],
+    ["pretrain", "cv", "compare", "published", "tables", "paper"],
 ]
 NO_JAX = {*FLOORS[0], "lld", "glove", "extract_lld"}  # what the processes that compute descriptors load
 PACKAGE = Path(jaxser.__file__).parent

@@ -1,13 +1,21 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
+from statsmodels.regression.linear_model import OLS
 
 from jaxser import metrics
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=80)
+
+
+def bounds(counts: np.ndarray, score: metrics.Cells = metrics.UA) -> tuple[float, float]:
+    found = metrics.estimate([counts], score=score)
+    return found.low, found.high
 
 
 @given(pairs)
@@ -46,13 +54,15 @@ def test_interval_of_a_plain_mean_is_the_textbooks(metric: str):
     counts = metrics.unit_counts(labels, predicted[None], np.zeros(48, int), speakers, 4)
     own = (labels == predicted).reshape(12, 4).mean(1)
     expected = stats.t.interval(0.95, 11, loc=own.mean(), scale=stats.sem(own))
-    assert metrics.speaker_interval(counts, metric) == pytest.approx(expected)
+    assert bounds(counts, metrics.SCORES[metric]) == pytest.approx(expected)
 
 
 def test_one_speaker_has_no_interval():
     labels = np.array([0, 1, 0, 1])
     counts = metrics.unit_counts(labels, labels[None], np.zeros(4, int), ["a"] * 4, 2)
-    assert metrics.speaker_interval(counts) is None
+    found = metrics.estimate([counts])
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert not found.excludes_zero
 
 
 def test_seeds_do_not_narrow_the_interval():
@@ -62,27 +72,121 @@ def test_seeds_do_not_narrow_the_interval():
     speakers = [f"s{i // 12}" for i in range(120)]
     one = metrics.unit_counts(labels, predicted[None], folds, speakers, 2)
     ten = metrics.unit_counts(labels, np.tile(predicted, (10, 1)), folds, speakers, 2)
-    assert metrics.speaker_interval(ten) == pytest.approx(metrics.speaker_interval(one))
+    assert bounds(ten) == pytest.approx(bounds(one))
 
 
-@pytest.mark.parametrize(("speakers", "fold_count"), [(10, 5), (24, 5), (10, 10)])
-def test_interval_covers_the_expected_score(speakers: int, fold_count: int):
-    # Speakers differ in how well they, and each class of theirs, are recognised, and in how much they say. The truth is the
-    # expected score over the population of speakers, by a large simulation of the same design.
-    random = np.random.default_rng(speakers)
+def drawn(random: np.random.Generator, speakers: int, labels_of: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, predictions and speakers of one fold, speakers unequal in what they say and in how well they are recognised."""
+    said = random.integers(5, labels_of, speakers)
+    speaker = np.repeat(np.arange(speakers), said)
+    labels = random.integers(0, 4, len(speaker))
+    right = random.random(len(speaker)) < random.uniform(0.3, 0.9, speakers)[speaker]
+    return labels, np.where(right, labels, (labels + random.integers(1, 4, len(labels))) % 4), speaker
 
-    def simulate(repeats: int):
-        for _ in range(repeats):
-            skill = 0.6 + random.normal(0, 0.08, (speakers, 1)) + random.normal(0, 0.12, (speakers, 4))
-            said = (random.integers(4, 20, (speakers, 4)) * random.lognormal(0, 0.5, (speakers, 1))).astype(int) + 1
-            right = random.binomial(said, np.clip(skill, 0.02, 0.98))
+
+@pytest.mark.parametrize("score", ["ua", "wa", "recall"])
+def test_error_is_the_cluster_robust_one_of_statsmodels(score: str):
+    # In one fold UA is the mean of four coefficients of a regression of hits on classes, WA its only coefficient.
+    labels, predicted, speaker = drawn(np.random.default_rng(3), 12)
+    counts = metrics.unit_counts(labels, predicted[None], np.zeros(len(labels), int), [f"s{i:02}" for i in speaker], 4)
+    hits = (labels == predicted).astype(float)
+    design = np.ones((len(labels), 1)) if score == "wa" else np.eye(4)[labels]
+    weights = {"wa": [1.0], "ua": [0.25] * 4, "recall": [0, 0, 1.0, 0]}[score]
+    fit = OLS(hits, design).fit(cov_type="cluster", cov_kwds={"groups": speaker, "df_correction": True}, use_t=True)
+    n, k = design.shape
+    error = np.sqrt(weights @ fit.cov_params() @ weights * (n - k) / (n - 1))  # its correction for k coefficients is not ours
+    half = stats.t.ppf(0.975, 11) * error
+    centre = fit.params @ weights
+    found = metrics.estimate([counts], score={**metrics.SCORES, "recall": metrics.recall_of(2)}[score])
+    assert found.value == pytest.approx(centre)
+    assert (found.low, found.high) == pytest.approx((max(0, centre - half), min(1, centre + half)))
+
+
+def test_paired_difference_is_scipys_where_each_speaker_says_one_of_each():
+    random = np.random.default_rng(5)
+    labels = np.tile([0, 1, 2, 3], 15)
+    speakers = [f"s{i // 4:02}" for i in range(60)]
+    systems = [np.where(random.random(60) < share, labels, (labels + 1) % 4) for share in (0.5, 0.75)]
+    counts = [metrics.unit_counts(labels, one[None], np.zeros(60, int), speakers, 4) for one in systems]
+    own = [(labels == one).reshape(15, 4).mean(1) for one in systems]
+    expected = stats.ttest_rel(own[1], own[0]).confidence_interval(0.95)
+    found = metrics.estimate(counts, (-1.0, 1.0))
+    assert found.value == pytest.approx(own[1].mean() - own[0].mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert metrics.estimate([counts[0]] * 2, (-1.0, 1.0)) == metrics.Estimate(0.0, 0.0, 0.0)
+    assert not metrics.estimate([counts[0]] * 2, (-1.0, 1.0)).excludes_zero
+
+
+def test_corrected_t_test():
+    differences = np.array([0.021, 0.034, -0.008, 0.052, 0.017])
+    plain = stats.ttest_1samp(differences, 0)
+    found = metrics.corrected_t_test(differences, 0.0)  # nothing to correct
+    assert (found.t, found.degrees, found.p) == pytest.approx((plain.statistic, 4, plain.pvalue))
+    # By hand, five folds of a corpus: n_test/n_train = 1/4, so the variance counts 1/5 + 1/4 = 9/20 in place of 1/5.
+    found = metrics.corrected_t_test(differences, 0.25)
+    assert found.t == pytest.approx(plain.statistic / np.sqrt(9 / 4))
+    assert found.p == pytest.approx(2 * stats.t.sf(plain.statistic / 1.5, 4))
+    assert metrics.corrected_t_test(np.zeros(5), 0.25) == metrics.TTest(None, 4, None)
+    assert metrics.corrected_t_test(np.array([0.1]), 0.25).p is None
+
+
+def test_line_through_scores_is_scipys():
+    sizes, scores = [64, 124, 248, 500], np.array([0.41, 0.46, 0.55, 0.58])
+    start, slope = metrics.log_weights(sizes)
+    line = stats.linregress(np.log(sizes), scores)
+    assert (start @ scores, slope @ scores) == pytest.approx((line.intercept, line.slope))
+    with pytest.raises(ValueError, match="two sizes"):
+        metrics.log_weights([100, 100])
+
+
+def simulate(
+    random: np.random.Generator, speakers: int, fold_count: int, repeats: int, systems: int = 1
+) -> Iterator[list[np.ndarray]]:
+    """Counts of equally good systems on the same utterances. Speakers differ in how well they, and each class of theirs, are
+    recognised, by all systems alike and by each on its own, and in how much they say."""
+    for _ in range(repeats):
+        common = 0.6 + random.normal(0, 0.08, (speakers, 1)) + random.normal(0, 0.1, (speakers, 4))
+        said = (random.integers(4, 20, (speakers, 4)) * random.lognormal(0, 0.5, (speakers, 1))).astype(int) + 1
+        every = []
+        for _ in range(systems):
+            right = random.binomial(said, np.clip(common + random.normal(0, 0.07, (speakers, 4)), 0.02, 0.98))
             counts = np.zeros((speakers, 1, fold_count, 4, 4), np.int64)
             for s in range(speakers):
                 for c in range(4):
                     counts[s, 0, s % fold_count, c, c] = right[s, c]
                     counts[s, 0, s % fold_count, c, (c + 1) % 4] = said[s, c] - right[s, c]
-            yield counts
+            every.append(counts)
+        yield every
 
-    truth = np.mean([metrics.mean_score(counts.sum(0))[0] for counts in simulate(3000)])
-    covered = [low <= truth <= high for low, high in map(metrics.speaker_interval, simulate(1000))]
+
+@pytest.mark.parametrize(("speakers", "fold_count"), [(10, 5), (24, 5), (10, 10), (100, 5)])
+def test_interval_covers_the_expected_score(speakers: int, fold_count: int):
+    # The truth is the expected score over the population of speakers, by a large simulation of the same design.
+    random = np.random.default_rng(speakers)
+    truth = np.mean([metrics.mean_score(one.sum(0))[0] for (one,) in simulate(random, speakers, fold_count, 3000)])
+    covered = [
+        low <= truth <= high for low, high in map(bounds, (one for (one,) in simulate(random, speakers, fold_count, 1000)))
+    ]
+    print(f"{speakers} speakers, {fold_count} folds: {100 * np.mean(covered):.1f} % covered")
     assert 0.92 <= np.mean(covered) <= 0.97  # 1,000 trials: standard error 0.7 %
+
+
+@pytest.mark.parametrize("speakers", [10, 24, 100])
+def test_equal_systems_cannot_be_told_apart(speakers: int):
+    random = np.random.default_rng(speakers + 1)
+    told = [metrics.estimate(pair, (-1.0, 1.0)).excludes_zero for pair in simulate(random, speakers, 5, 1000, systems=2)]
+    print(f"{speakers} speakers: {100 - 100 * np.mean(told):.1f} % cannot tell")
+    assert 0.03 <= np.mean(told) <= 0.08
+
+
+def test_what_really_differs_is_told_apart():
+    random = np.random.default_rng(2)
+    told = []
+    for one, other in simulate(random, 24, 5, 100, systems=2):
+        better = other.copy()
+        for c in range(4):  # two thirds of the mistakes are mended
+            mended = better[..., c, (c + 1) % 4] * 2 // 3
+            better[..., c, c] += mended
+            better[..., c, (c + 1) % 4] -= mended
+        told.append(metrics.estimate([one, better], (-1.0, 1.0)).low > 0)
+    assert np.mean(told) > 0.95

@@ -19,7 +19,7 @@ def signature(
         kind: Extractor(kind, {"extractor": kind}, lambda u: {}, lambda u: "", lambda t, j: iter(())) for kind in reads
     }
     features = [Features(one, Store(Path(f"{kind}-0"), 3, {}, {}), contents) for kind, one in extractors.items()]
-    return protocol.signature(config, corpus, folds.assign(corpus, count), features, cv.length_of(config))
+    return protocol.signature(config, corpus, folds.assign(corpus, count), features)
 
 
 def test_whatever_changes_the_number_changes_the_signature():

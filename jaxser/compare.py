@@ -1,0 +1,174 @@
+"""python -m jaxser.compare RUN_A RUN_B: from run folders alone, whether B is better than A on the same speakers."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from jaxser import metrics, report
+from jaxser.command import run_command
+from jaxser.errors import CallError
+from jaxser.report import percent
+from jaxser.results import Finished, read_finished
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare two finished runs on the same utterances, paired by speaker.
+
+    The 95 % interval of the difference in UA decides the last line. Seeds are averaged over first.
+    """
+
+    a: tyro.conf.Positional[Path]
+    """The run folder of A, such as runs/0123456789ab."""
+    b: tyro.conf.Positional[Path]
+    """The run folder of B."""
+    common: bool = False
+    """Score both on the utterances that both have, where one of them left some out (those without words, say)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two runs show beside each other; differences are B minus A, fractions."""
+
+    ua: metrics.Estimate
+    wa: metrics.Estimate
+    by_fold: np.ndarray
+    """UA of A and of B in each fold, averaged over seeds: f64[folds, 2]."""
+    t_test: metrics.TTest
+    units: int
+    utterances: int
+
+
+def main(config: Config) -> None:
+    """The whole command."""
+    a, b = read_finished(config.a), read_finished(config.b)
+    if config.common:
+        a, b = in_common(a, b)
+    demand_comparable(a, b)
+    for line in in_words(a, b, compared(a, b)):
+        print(line)
+
+
+def compared(a: Finished, b: Finished) -> Comparison:
+    """The paired statistics of two comparable runs."""
+    counts = [one.counts() for one in (a, b)]
+    by_fold = np.stack([metrics.fold_scores(one.sum(0)).mean(0) for one in counts], 1)
+    return Comparison(
+        ua=metrics.estimate(counts, (-1.0, 1.0)),
+        wa=metrics.estimate(counts, (-1.0, 1.0), metrics.WA),
+        by_fold=by_fold,
+        t_test=metrics.corrected_t_test(by_fold[:, 1] - by_fold[:, 0], max(map(_test_over_train, (a, b)))),
+        units=len(counts[0]),
+        utterances=len(a.predictions),
+    )
+
+
+def _test_over_train(one: Finished) -> float:
+    return float(np.mean([fold["test"] / sum(fold["train"].values()) for fold in one.card["folds"]]))
+
+
+def in_common(a: Finished, b: Finished) -> tuple[Finished, Finished]:
+    """Both runs with the utterances that both have. Raises CallError where there are none."""
+    ids = sorted(a.predictions.keys() & b.predictions.keys())
+    if not ids:
+        raise CallError(f"{a.folder} and {b.folder} have no utterance in common")
+    return tuple(replace(one, predictions={name: one.predictions[name] for name in ids}) for one in (a, b))
+
+
+def demand_comparable(a: Finished, b: Finished) -> None:
+    """Raise CallError, with the reason, for runs whose difference would say nothing: other utterances, labels, folds."""
+    both = f"{a.folder} and {b.folder} cannot be compared"
+    if a.folder.absolute() == b.folder.absolute():
+        raise CallError(f"{a.folder} is named twice: give two run folders")
+    for what, of in {
+        "corpora": lambda one: one.card["corpus"],
+        "classes": lambda one: ", ".join(one.classes),
+        "speakers that were scored (--validate)": lambda one: f"--validate {one.summary['validate']}",
+    }.items():
+        if of(a) != of(b):
+            raise CallError(f"{both}: they have other {what}, {of(a)} and {of(b)}")
+    missing = [(one, sorted(other.predictions.keys() - one.predictions.keys())) for one, other in ((a, b), (b, a))]
+    for one, names in missing:
+        if names:
+            raise CallError(
+                f"{both}: {one.folder} has no prediction for {len(names)} utterance(s) of the other, {names[0]} first; "
+                "--common scores both on those that both have"
+            )
+    for name, mine in a.predictions.items():
+        other = b.predictions[name]
+        for what in ("label", "speaker", "group", "fold"):
+            here, there = getattr(mine, what), getattr(other, what)
+            if here != there:
+                raise CallError(f"{both}: {name} has another {what} in each, {here!r} and {there!r}")
+    if a.card["settings"].keys() == b.card["settings"].keys() and not len(a.predictions) < a.summary["utterances"]:
+        here, there = (_signed(one)["corpus"] for one in (a, b))
+        if here != there:
+            raise CallError(f"{both}: the same ids stand for other recordings or words, {here} and {there}")
+
+
+def _signed(one: Finished) -> dict[str, str]:
+    return dict(part.partition(":")[::2] for part in one.summary["signature"].split("|"))
+
+
+def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
+    """The comparison for people; its last line is the verdict."""
+    mine, other = _signed(a), _signed(b)
+    differing = [name for name in {**mine, **other} if mine.get(name) != other.get(name) and name != "corpus"]
+    unit = a.summary["interval_unit"]
+    units = f"{found.units} {unit}{'s' * (found.units != 1)}"
+    seeds = " and ".join(report.seeds_in_words(one.summary) for one in (a, b))
+    lines = [
+        *(f"{letter}  {report.title(one.summary, one.card)}\n   {one.folder}" for letter, one in (("A", a), ("B", b))),
+        "they differ in " + ("; ".join(f"{n}: {mine.get(n, 'none')} | {other.get(n, 'none')}" for n in differing) or "nothing"),
+        f"{found.utterances} utterances of {units} in {len(found.by_fold)} folds, the same in both; {seeds}, averaged first",
+        "",
+        "fold  A UA %  B UA %  B - A",
+        "----  ------  ------  -----",
+        *(
+            f"{fold:4}  {percent(one):>6}  {percent(two):>6}  {_signed_percent(two - one):>5}"
+            for fold, (one, two) in enumerate(found.by_fold)
+        ),
+        "",
+        *(f"{letter}: {mark}" for letter, one in (("A", a), ("B", b)) for mark in report.marks_against(one.summary)),
+    ]
+    for name, estimate in (("UA", found.ua), ("WA", found.wa)):
+        text = f"{name}: B - A = {_signed_percent(estimate.value)} points"
+        if estimate.low is not None:
+            low, high = map(_signed_percent, (estimate.low, estimate.high))
+            text += f", 95 % interval {low} to {high}, paired over {units}"
+        lines.append(text)
+    lines.append(_t_test(found.t_test))
+    if min(one.summary["seeds"] for one in (a, b)) == 1:
+        lines.append("one seed: how much another one would change the difference is not in the interval")
+    return [*lines, verdict(found.ua, unit)]
+
+
+def _t_test(found: metrics.TTest) -> str:
+    name = f"corrected t-test on the folds' differences (Nadeau and Bengio, 2003; {found.degrees + 1} folds)"
+    if found.p is None:
+        return f"{name}: not to be had, the folds' differences do not vary"
+    return f"{name}: t = {found.t:.2f}, {found.degrees} degrees of freedom, p = {found.p:.3f}"
+
+
+def verdict(difference: metrics.Estimate, unit: str = "speaker") -> str:
+    """What the interval of a difference in UA, B minus A, allows to say."""
+    if difference.low is None:
+        return f"these folds cannot tell them apart: only one {unit}, so how sure the difference is cannot be estimated"
+    low, high = sorted(abs(bound) for bound in (difference.low, difference.high))
+    if difference.excludes_zero:
+        better = "B" if difference.value > 0 else "A"
+        return f"{better} is better by {percent(abs(difference.value))} points, 95 % interval {percent(low)} to {percent(high)}"
+    return (
+        f"these folds cannot tell them apart: B - A is {_signed_percent(difference.value)} points, 95 % interval "
+        f"{_signed_percent(difference.low)} to {_signed_percent(difference.high)}"
+    )
+
+
+def _signed_percent(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+if __name__ == "__main__":
+    run_command("jaxser.compare", Config, main)
