@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int32, Int64
 
 from jaxser.corpora import Corpus, Utterance
 from jaxser.errors import CallError, WorkError
@@ -140,7 +140,7 @@ def check_classes(
                     )
 
 
-def largest_balanced(labels: Int32[np.ndarray, " n"], splits: Sequence[Split], classes: int) -> int:
+def largest_balanced(labels: Int[np.ndarray, " n"], splits: Sequence[Split], classes: int) -> int:
     """The largest training set with equally many of each class that can be drawn in every fold."""
     return classes * int(min(np.bincount(labels[rows.train], minlength=classes).min() for rows in splits))
 

@@ -174,10 +174,10 @@ def corrected_t_test(differences: Float64[np.ndarray, " k"], test_over_train: fl
     return TTest(t, k - 1, float(2 * stats.t.sf(abs(t), k - 1)))
 
 
-def log_weights(sizes: Sequence[int]) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+def log_weights(sizes: Sequence[int]) -> tuple[list[float], list[float]]:
     """Of the least-squares line a + b log(n) through scores at these sizes: the weights of the scores in a and in b, so that
     both are sums of scores and `estimate` knows their intervals. Raises ValueError for fewer than two different sizes."""
     if len(set(sizes)) < 2:
         raise ValueError(f"a line needs two sizes or more, got {list(sizes)}")
     solved = np.linalg.pinv(np.stack([np.ones(len(sizes)), np.log(np.asarray(sizes, np.float64))], 1))
-    return solved[0], solved[1]
+    return solved[0].tolist(), solved[1].tolist()

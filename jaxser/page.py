@@ -32,10 +32,19 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), total: int | None = None) -> str:
-    """A table that scrolls sideways where it must. Columns in `words` are text, others numbers; row `total` is set off."""
+    """A table that scrolls sideways where it must. Columns in `words` are text, others numbers, with what is in brackets after
+    them on a line of its own; row `total` is set off."""
+
+    def shown(cell: str, words: bool) -> str:
+        number, bracket, beside = cell.partition(" (")
+        if words or not bracket:
+            return html.escape(cell)
+        return f'{html.escape(number)}<br><span class="soft">({html.escape(beside)}</span>'
 
     def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
-        inside = "".join(f"<{tag}{_class('text' * (i in words))}>{html.escape(cell)}</{tag}>" for i, cell in enumerate(cells))
+        inside = "".join(
+            f"<{tag}{_class('text' * (i in words))}>{shown(cell, i in words)}</{tag}>" for i, cell in enumerate(cells)
+        )
         return f"<tr{_class(kind)}>{inside}</tr>\n"
 
     total = total if total is None else total % len(rows)

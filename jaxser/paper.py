@@ -161,7 +161,11 @@ def _marks(runs: Mapping[str, Finished]) -> list[str]:
     for name, run in runs.items():
         for mark in report.marks_against(run.summary):
             found.setdefault(mark, []).append(name)
-    return [mark if len(names) == len(runs) else f"{'; '.join(names)}: {mark}" for mark, names in found.items()]
+    return [mark if len(names) == len(runs) else f"{_columns(names)}: {mark}" for mark, names in found.items()]
+
+
+def _columns(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(name.partition(",")[0] for name in names))
 
 
 if __name__ == "__main__":

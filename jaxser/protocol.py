@@ -110,13 +110,17 @@ def card(
     """
     labels = np.array([u.label for u in corpus.utterances])
     groups = [u.group for u in corpus.utterances]
+
+    def by_class(of: Sequence[str]) -> dict[str, int]:
+        found = Counter(of)
+        return {name: found[name] for name in corpus.classes}
+
     counts = {
-        str(group): dict(Counter(u.label for u in corpus.utterances if u.group == group))
-        for group in sorted(set(groups), key=str)
+        str(group): by_class([u.label for u in corpus.utterances if u.group == group]) for group in sorted(set(groups), key=str)
     }
     training = [
         {"fold": run.fold, "held_out": folds.names[run.fold], "test": len(run.test)}
-        | {"train": {name: int((labels[run.train] == name).sum()) for name in corpus.classes}}
+        | {"train": by_class(labels[run.train].tolist())}
         for run in runs
         if run.seed == runs[0].seed
     ]
@@ -124,7 +128,7 @@ def card(
         "corpus": corpus.name,
         "synthetic": corpus.name == "synthetic",
         "utterances": len(corpus.utterances),
-        "classes": dict(Counter(labels.tolist())),
+        "classes": by_class(labels.tolist()),
         "counts_by_group": counts if any(groups) else {},
         "speakers": len({u.speaker for u in corpus.utterances if u.speaker}),
         "left_out": [list(item) for item in corpus.left_out],

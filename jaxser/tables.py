@@ -78,8 +78,9 @@ class Work:
         for cell in cells:
             corpus, _ = self.features_of(cell)
             labels = np.array([corpus.classes.index(u.label) for u in corpus.utterances])
-            splits = folds.splits(folds.assign(corpus, cell.folds))
-            folds.check_classes(corpus.utterances, corpus.classes, folds.assign(corpus, cell.folds).names, splits)
+            dealt = folds.assign(corpus, cell.folds)
+            splits = folds.splits(dealt)
+            folds.check_classes(corpus.utterances, corpus.classes, dealt.names, splits)
             largest.append(folds.largest_balanced(labels, splits, len(corpus.classes)))
         return min(largest)
 

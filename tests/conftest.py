@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from html.parser import HTMLParser
 from pathlib import Path
 
 import hypothesis
@@ -54,8 +55,7 @@ def write_tone(path: Path, seconds: float = 0.5, hertz: float = 220, seed: int =
     return path
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
+def write_table(home: Path) -> Path:
     """A CSV corpus of six speakers, two groups each of whose speakers say four utterances of each of two classes; the
     classes differ in pitch, so that a head can learn them."""
     lines = ["path,label,speaker,group"]
@@ -64,11 +64,17 @@ def table(tmp_path: Path) -> Path:
             for i in range(4):
                 name = f"audio/s{speaker}-{label}-{i}.wav"
                 seed = 100 * speaker + 10 * i + (label == "low")
-                write_tone(tmp_path / name, 0.4 + 0.1 * i, hertz + 20 * speaker, seed)
+                write_tone(home / name, 0.4 + 0.1 * i, hertz + 20 * speaker, seed)
                 lines.append(f"{name},{label},s{speaker},g{speaker % 3}")
-    path = tmp_path / "corpus.csv"
+    path = home / "corpus.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """The corpus of `write_table`, for one test to change as it likes."""
+    return write_table(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +101,30 @@ def folder(tmp_path: Path) -> Path:
     write_tone(home / "short.wav", 0.1)
     soundfile.write(home / "silent.wav", np.zeros(16_000), 16_000)
     return home
+
+
+def demand_well_formed(page: str) -> None:
+    """Every tag is closed in its order, and nothing points anywhere but into the page."""
+    open_tags = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            sources = dict(attrs)
+            assert not sources.get("src", "data:").startswith(("http", "/", "file"))
+            assert "href" not in sources
+            if tag not in ("meta", "img", "br"):
+                open_tags.append(tag)
+
+        def handle_startendtag(self, tag, attrs):
+            pass  # <line/>
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Reader().feed(page)
+    assert open_tags == []
+    assert "<script" not in page
+    assert "url(" not in page
 
 
 def save_as_of_2019(path: Path, model, args: argparse.Namespace, **changes) -> Path:

@@ -134,7 +134,7 @@ def test_line_through_scores_is_scipys():
     sizes, scores = [64, 124, 248, 500], np.array([0.41, 0.46, 0.55, 0.58])
     start, slope = metrics.log_weights(sizes)
     line = stats.linregress(np.log(sizes), scores)
-    assert (start @ scores, slope @ scores) == pytest.approx((line.intercept, line.slope))
+    assert (np.dot(start, scores), np.dot(slope, scores)) == pytest.approx((line.intercept, line.slope))
     with pytest.raises(ValueError, match="two sizes"):
         metrics.log_weights([100, 100])
 

@@ -1,11 +1,13 @@
+import html
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import demand_well_formed
 
-from jaxser import cv, report
+from jaxser import citations, cv, report
 from jaxser.digests import write_json
 
 
@@ -22,28 +24,36 @@ def run(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path
 
 def test_page_is_well_formed_and_self_contained(run: Path):
     page = (run / "report.html").read_text()
-
-    open_tags = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            sources = dict(attrs)
-            assert not sources.get("src", "data:").startswith(("http", "/", "file"))
-            assert "href" not in sources
-            if tag not in ("meta", "img", "br"):
-                open_tags.append(tag)
-
-        def handle_startendtag(self, tag, attrs):
-            pass  # <line/>
-
-        def handle_endtag(self, tag):
-            assert open_tags.pop() == tag
-
-    Reader().feed(page)
-    assert open_tags == []
+    demand_well_formed(page)
     assert "&lt;b&gt;low&amp;" in page
     assert "<b>low" not in page
     assert "&lt;/td&gt;s0" in page
+
+
+def test_page_has_all_that_a_reader_needs(run: Path):
+    page, card = (run / "report.html").read_text(), json.loads((run / "protocol.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    for heading in ("Protocol", "Folds", "Classes", "Confusion", "Training loss", "To repeat it", "To cite it"):
+        assert f"<h2>{heading}</h2>" in page
+    assert page.index("<h2>Protocol") < page.index("<h2>Folds")
+    for name in ("speakers on both sides of a fold", "identical audio", "Left open by the paper", "parameters", "processor"):
+        assert name.replace("processor", card["processor"]) in page
+    for name, recall in summary["recalls"].items():
+        assert recall["low"] <= recall["mean"] <= recall["high"]
+        assert html.escape(name) in page
+    assert np.mean([recall["mean"] for recall in summary["recalls"].values()]) == pytest.approx(summary["ua_mean"])
+    assert html.escape(summary["signature"]) in page
+    assert "@software{jaxser," in page
+    assert "@misc{boigne2020recognizing," in page
+    assert "@article{giannakopoulos2015pyaudioanalysis," in page
+    assert "wav2vec: Unsupervised" not in page  # not used by this run
+    ua, low, high = (f"{100 * summary[f'ua_{what}']:.1f}" for what in ("mean", "low", "high"))
+    assert html.escape(rf"mean &amp; lld &amp; {ua} ({low}--{high}) &amp;").replace("&amp;amp;", "&amp;") in page
+
+
+def test_latex_is_escaped():
+    assert citations.escaped("50 % of a_b & c#d") == r"50 \% of a\_b \& c\#d"
+    assert citations.escaped("{x}~^\\") == r"\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 
 def test_table_shows_each_fold_and_the_mean(run: Path):

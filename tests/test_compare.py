@@ -1,0 +1,162 @@
+"""Two runs beside each other, from their folders alone."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_table
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+from jaxser import compare, cv, metrics, results
+from jaxser.digests import write_json
+from jaxser.errors import CallError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs a, which hardly trained, and b."""
+    home = tmp_path_factory.mktemp("runs")
+    flags = {"corpus": "csv", "root": write_table(home), "features": "lld", "head": "mean", "seeds": 2}
+    cv.main(cv.Config(**flags, updates=3, cache=home / "cache", out=home / "a"))
+    cv.main(cv.Config(**flags, updates=150, learning_rate=1e-2, cache=home / "cache", out=home / "b"))
+    return home
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Both, for one test to change as it likes."""
+    return shutil.copytree(trained / "a", tmp_path / "a"), shutil.copytree(trained / "b", tmp_path / "b")
+
+
+def edit(run: Path, change) -> None:
+    """Rewrite predictions.csv, each row changed by `change`; a row for which that gives None is dropped."""
+    rows = [changed for row in results.read_csv(run / "predictions.csv") if (changed := change(dict(row)))]
+    with (run / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def copy(run: Path, name: str) -> Path:
+    return shutil.copytree(run, run.parent / name)
+
+
+def test_scores_read_again_are_those_of_the_summary_and_of_scikit_learn(runs: tuple[Path, Path]):
+    for folder in runs:
+        run = results.read_finished(folder)
+        found = metrics.estimate([run.counts()])
+        summary = json.loads((folder / "summary.json").read_text())
+        assert (found.value, found.low, found.high) == pytest.approx([summary[f"ua_{w}"] for w in ("mean", "low", "high")])
+        every = list(run.predictions.values())
+        for score, judge in ((metrics.UA, balanced_accuracy_score), (metrics.WA, accuracy_score)):
+            expected = [
+                [
+                    judge([p.label for p in every if p.fold == fold], [p.predicted[seed] for p in every if p.fold == fold])
+                    for fold in range(3)
+                ]
+                for seed in range(2)
+            ]
+            np.testing.assert_allclose(metrics.fold_scores(run.counts().sum(0), score), expected)
+
+
+def test_the_better_one_is_named_and_paired_by_speaker(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    edit(runs[1], lambda row: row | {"predicted": row["label"]})  # never wrong
+    compare.main(compare.Config(*runs))
+    printed = capsys.readouterr().out
+    gain = 1 - json.loads((runs[0] / "summary.json").read_text())["ua_mean"]
+    assert f"UA: B - A = {100 * gain:+.1f} points, 95 % interval" in printed
+    assert "paired over 6 speakers" in printed
+    assert "corrected t-test" in printed
+    assert "they differ in length: 3updates | 150updates; lr: 0.0001 | 0.01" in printed
+    lines = printed.splitlines()
+    assert lines[-1].startswith(f"B is better by {100 * gain:.1f} points, 95 % interval")
+    compare.main(compare.Config(*runs[::-1]))
+    assert capsys.readouterr().out.splitlines()[-1].replace("A is", "B is") == lines[-1]
+
+
+def test_a_run_and_its_copy_cannot_be_told_apart(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    compare.main(compare.Config(runs[0], copy(runs[0], "same")))
+    printed = capsys.readouterr().out
+    assert "they differ in nothing" in printed
+    assert "not to be had" in printed  # the t-test: no fold differs
+    assert printed.splitlines()[-1] == ("these folds cannot tell them apart: B - A is +0.0 points, 95 % interval +0.0 to +0.0")
+
+
+def test_verdict_follows_the_interval_alone():
+    assert compare.verdict(metrics.Estimate(0.021, 0.004, 0.037)) == "B is better by 2.1 points, 95 % interval 0.4 to 3.7"
+    assert compare.verdict(metrics.Estimate(-0.021, -0.037, -0.004)) == "A is better by 2.1 points, 95 % interval 0.4 to 3.7"
+    assert "cannot tell" in compare.verdict(metrics.Estimate(0.021, -0.004, 0.046))
+    assert "only one speaker" in compare.verdict(metrics.Estimate(0.021, None, None))
+
+
+def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    for run in runs:
+        edit(run, lambda row: row | {"speaker": "ann"})
+    compare.main(compare.Config(*runs))
+    printed = capsys.readouterr().out
+    assert "UA: B - A = " in printed
+    assert "interval" not in printed.split("UA: B - A")[1].split("\n")[0]
+    assert "only one speaker" in printed.splitlines()[-1]
+
+
+def test_one_seed_says_what_the_interval_leaves_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    for run in runs:
+        edit(run, lambda row: row if row["seed"] == "0" else None)
+        write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"seeds": 1})
+    compare.main(compare.Config(*runs))
+    assert "one seed: how much another one" in capsys.readouterr().out
+
+
+def test_utterances_that_one_left_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    edit(runs[0], lambda row: row if row["id"] != "audio/s0-low-0" else None)
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    write_json(runs[0] / "summary.json", summary | {"utterances": 47})
+    with pytest.raises(
+        CallError, match=r"a has no prediction for 1 utterance\(s\) of the other, audio/s0-low-0 first; --common"
+    ):
+        compare.main(compare.Config(*runs))
+    compare.main(compare.Config(*runs, common=True))
+    assert "47 utterances of 6 speakers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("predictions.csv", {"label": "low"}, "has another label in each"),
+        ("predictions.csv", {"speaker": "bob"}, "has another speaker in each"),
+        ("predictions.csv", {"fold": "2"}, "has another fold in each"),
+        ("predictions.csv", {"predicted": "glad"}, "damaged: predictions.csv"),
+        ("predictions.csv", {"seed": "0"}, "damaged: predictions.csv"),
+        ("summary.json", {"classes": ["low", "high"]}, "other classes"),
+        ("summary.json", {"validate": True}, "--validate"),
+        ("summary.json", {"utterances": 3}, "48 utterances in place of 3"),
+        ("summary.json", {"signature": "jaxser:0|corpus:csv-other|head:mean"}, "the same ids stand for other recordings"),
+        ("protocol.json", {"corpus": "emodb"}, "other corpora, csv and emodb"),
+    ],
+)
+def test_what_cannot_be_compared(runs: tuple[Path, Path], file: str, change: dict, message: str):
+    if file == "predictions.csv":
+        edit(runs[1], lambda row: row | change if row["id"] == "audio/s0-high-0" else row)
+    else:
+        write_json(runs[1] / file, json.loads((runs[1] / file).read_text()) | change)
+    with pytest.raises(CallError, match=message.replace("(", r"\(")):
+        compare.main(compare.Config(*runs))
+
+
+def test_folders_that_are_no_finished_run(runs: tuple[Path, Path], tmp_path: Path):
+    with pytest.raises(CallError, match="nowhere is no run folder"):
+        compare.main(compare.Config(runs[0], tmp_path / "nowhere"))
+    with pytest.raises(CallError, match="named twice"):
+        compare.main(compare.Config(runs[0], runs[0]))
+    (runs[1] / "predictions.csv").write_text("id,label\n")
+    with pytest.raises(CallError, match="damaged"):
+        compare.main(compare.Config(*runs))
+    (runs[1] / "summary.json").write_text("{")
+    with pytest.raises(CallError, match="damaged"):
+        compare.main(compare.Config(*runs))
+    (runs[1] / "summary.json").unlink()
+    with pytest.raises(CallError, match="not finished"):
+        compare.main(compare.Config(*runs))

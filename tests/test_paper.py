@@ -1,0 +1,184 @@
+"""The paper's tables and figure on a small corpus: cells are cv's own, nothing is trained twice, what is missing is said."""
+
+import csv
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from conftest import demand_well_formed, write_table
+
+from jaxser import cv, experiments, paper, published, tables
+from jaxser.errors import CallError
+from jaxser.results import read_csv
+
+BYTES = ("config.json", "scores.csv", "predictions.csv", "confusion.csv", "losses.csv", "confusion.png")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and with what is already trained on it."""
+    found = tmp_path_factory.mktemp("paper")
+    write_table(found)
+    return found
+
+
+def config(home: Path, **changes) -> paper.Config:
+    given = {"corpus": "csv", "root": home / "corpus.csv", "cache": home / "cache", "runs": home / "runs"}
+    return paper.Config(**(given | {"updates": 6, "seeds": 2, "jobs": 1} | changes))
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many runs each program trained, as they are started."""
+    found, train = [], experiments.train.train_runs
+
+    def counted(*given, **more):
+        found.append(len(given[4]))
+        return train(*given, **more)
+
+    monkeypatch.setattr(experiments.train, "train_runs", counted)
+    return found
+
+
+def test_table_1(home: Path, programs: list[int], capsys: pytest.CaptureFixture[str]):
+    paper.main(config(home, table=1))
+    printed = capsys.readouterr().out
+    assert programs == [2 * 3] * 12  # one program for each head and kind of features
+    for head, (lld, wav2vec) in published.TABLE_1.items():
+        assert f"{published.HEAD_NAMES[head]:20}" in printed
+        assert f"{100 * lld:.1f}" in printed
+        assert f"{100 * wav2vec:.1f}" in printed
+    assert "32 examples (16 a class)" in printed
+    assert "scaled down: the paper has 500 examples, this corpus allows 32 in balance" in printed
+    assert "random-nano:0, RANDOM WEIGHTS, a control" in printed
+    assert printed.count("signature of ") == 12
+
+    (out,) = (home / "runs").glob("table-1-*")
+    assert (out / "table.txt").read_text() == printed
+    page = (out / "report.html").read_text()
+    demand_well_formed(page)
+    assert "RANDOM WEIGHTS: features of a network that was never trained" in page
+    rows = read_csv(out / "cells.csv")
+    assert [row["weights"] for row in rows].count("RANDOM") == 4
+    for row in rows:
+        summary = json.loads((Path(row["folder"]) / "summary.json").read_text())
+        assert float(row["ua_mean"]) == pytest.approx(summary["ua_mean"], abs=1e-6)
+        assert row["signature"] == summary["signature"]
+
+    # Finished cells are not trained again; one that is lost is, and gives what it gave.
+    before = (out / "cells.csv").read_bytes()
+    (Path(rows[3]["folder"]) / "summary.json").unlink()
+    programs.clear()
+    paper.main(config(home, table=1))
+    assert programs == [2 * 3]
+    assert (out / "cells.csv").read_bytes() == before
+    assert capsys.readouterr().out == printed
+
+
+def test_figure_2_is_one_program_a_kind_of_features_and_its_cells_are_cvs_own(
+    home: Path, tmp_path: Path, programs: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tables.curves, "A_CLASS", (4, 8))
+    call = config(home, figure=2, head="meanmax", runs=tmp_path / "runs")
+    paper.main(call)
+    printed = capsys.readouterr().out
+    assert programs == [4 * 2 * 3] * 3  # sizes 8, 16, 32 and all rows
+    assert "all, not balanced (32)" in printed
+    assert "a doubling adds" in printed
+    (out,) = (tmp_path / "runs").glob("figure-2-*")
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    demand_well_formed((out / "report.html").read_text())
+
+    cell = tables.cell_config(paper.resolve(call), head="meanmax", features="lld", train_size=8)
+    alone = replace(cell, out=tmp_path / "alone")
+    cv.main(alone)
+    for name in BYTES:
+        assert (cell.out / name).read_bytes() == (alone.out / name).read_bytes(), name
+    one, two = (json.loads((c.out / "summary.json").read_text()) | {"seconds": 0} for c in (cell, alone))
+    assert one == two
+    # The command that a cell's card gives is one that cv takes, and it names the same folder.
+    card = json.loads((cell.out / "protocol.json").read_text())
+    found = tyro.cli(cv.Config, args=shlex.split(card["command"])[3:])
+    assert cv.config_hash(cv.resolve(found)) == cell.out.name
+
+
+def with_text(home: Path, tmp_path: Path) -> Path:
+    with (home / "corpus.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[0].append("text")
+    for number, row in enumerate(rows[1:]):
+        row[0] = str(home / row[0])
+        row.append(f"word{number % 5} said")
+    with (tmp_path / "text.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path / "text.csv"
+
+
+def test_table_2_says_what_is_missing(home: Path, capsys: pytest.CaptureFixture[str]):
+    paper.main(config(home, table=2, glove=home / "glove.txt"))
+    printed = capsys.readouterr().out
+    for row in published.TABLE_2:
+        assert f"{100 * row.ua:.1f}" in printed
+    assert printed.count("not trained: the corpus has no transcripts") == 2
+    (out,) = (home / "runs").glob("table-2-*")
+    assert len(read_csv(out / "cells.csv")) == 2
+    assert len(json.loads((out / "summary.json").read_text())["missing"]) == 2
+
+
+def test_table_2_with_words(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    vectors = np.random.default_rng(0).normal(size=(6, 8))
+    words = [*(f"word{i}" for i in range(5)), "said"]
+    (tmp_path / "glove.txt").write_text("".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(words, vectors, strict=True)))
+    call = config(home, table=2, root=with_text(home, tmp_path), glove=tmp_path / "glove.txt", text_model="no/such-model")
+    paper.main(replace(call, runs=tmp_path / "runs"))
+    printed = capsys.readouterr().out
+    assert "not trained: " in next(line for line in printed.splitlines() if "wav2vec + BERT" in line)
+    assert "no/such-model" in printed
+    (out,) = (tmp_path / "runs").glob("table-2-*")
+    assert len(read_csv(out / "cells.csv")) == 3  # with the descriptors and GloVe
+    assert "descriptors + GloVe: REPEATED TEXT" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "say one of --table 1, --table 2 and --figure 2"),
+        ({"table": 1, "figure": 2}, "say one of"),
+        ({"table": 1, "features": "lld"}, "--features lld: table-1 has features of its own"),
+        ({"table": 1, "text": "bert"}, "--text bert: table-1 has features of its own"),
+        ({"table": 2, "train_size": 40}, "--train-size 40 is for --table 1, not for table-2"),
+        ({"table": 1, "head": "mean"}, "--head mean is for --figure 2, not for table-1"),
+        ({"figure": 2, "glove": Path("x")}, "--glove x is for --table 2"),
+        ({"table": 2, "control": "random:0"}, "--control random:0 is for --table 1 and --figure 2"),
+        ({"table": 1, "control": "nano"}, "--control nano: untrained weights"),
+        ({"table": 1, "train_size": 1}, "at least one example of each of 2 classes"),
+        ({"table": 1, "seeds": 0}, "--seeds 0: at least 1"),
+        ({"table": 1, "weights": "nowhere"}, "nowhere: no such folder"),
+        ({"table": 1, "root": None}, "needs --root"),
+        ({"table": 1, "folds": 9}, "only 6 speakers"),
+    ],
+)
+def test_wrong_calls(home: Path, tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(CallError, match=message):
+        paper.main(config(home, runs=tmp_path / "runs", **changes))
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_folder_of_another_table_is_refused(home: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(CallError, match="is no run folder"):
+        paper.main(config(home, table=1, out=tmp_path / "mine"))
+
+
+def test_untrained_weights_beside_others(home: Path):
+    assert paper.resolve(config(home, table=1)).control == "random-nano:0"
+    assert paper.resolve(config(home, table=1, control="none")).control == "none"
+    assert paper.resolve(config(home, table=1, weights="random:0")).control == "none"
+    assert list(tables.columns_of(paper.resolve(config(home, table=1, control="none")))) == ["descriptors", "wav2vec"]
