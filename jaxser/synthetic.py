@@ -23,7 +23,7 @@ from scipy import signal as dsp
 
 from jaxser.audio import SAMPLE_RATE
 
-VERSION = 1
+VERSION = 2
 """Any change of a sample or a word below is another corpus: raise this."""
 
 # Turns of each speaker by label as IEMOCAP writes it; the last three are there to be left out by the reader.
@@ -100,9 +100,14 @@ WORDS = {
         ("my work.", "the children.", "my birthday.", "what I need.", "the money."),
     ),
 }  # fmt: skip
-TELLING = 0.56
-"""Share of utterances whose words belong to their emotion; the others are bland. Chosen, with the manners above, so that voice
-alone and words alone each leave much open."""
+COMPLAINING = 0.4
+"""Share of the telling utterances of the angry and the sad that are complaints, which either of them could say."""
+
+TELLING = 2 / 3
+"""Share of utterances whose words belong to their emotion; the others are bland. Chosen so that the words, read perfectly, tell
+as much as the voice does, of which a head makes about 68 %: whoever knows the lists above and otherwise guesses has all of
+neutral and happy right and four fifths of angry and sad (of a complaint one half) where the words tell, a quarter where they do
+not: 2/3 x 0.9 + 1/3 x 0.25 = 68 %. Neither half then carries the other, and what both gain together is what fusion is worth."""
 
 
 def make(cache: Path) -> Path:
@@ -159,7 +164,7 @@ def _sentence(random: np.random.Generator, label: str) -> str:
     label = {"exc": "hap", "fru": "ang"}.get(label, label)
     columns = BLAND
     if label in WORDS and random.random() < TELLING:
-        shared = label in ("ang", "sad") and random.random() < 0.4
+        shared = label in ("ang", "sad") and random.random() < COMPLAINING
         columns = WORDS["complaint" if shared else label]
     text = " ".join(column[random.integers(len(column))] for column in columns)
     if random.random() < 0.12:

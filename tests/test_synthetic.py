@@ -1,6 +1,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -43,3 +44,20 @@ def test_a_broken_making_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ZeroDivisionError):
         synthetic.make(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_tell_as_much_as_is_said_of_them():
+    # Whoever knows the lists: a sentence's first piece says whose it is, of two for a complaint, of four for a bland one.
+    random = np.random.default_rng(0)
+    owners = {piece: set() for columns in (synthetic.BLAND, *synthetic.WORDS.values()) for piece in columns[0]}
+    for label, columns in synthetic.WORDS.items():
+        for piece in columns[0]:
+            owners[piece] |= {"ang", "sad"} if label == "complaint" else {label}
+    right = []
+    for label in ("neu", "hap", "ang", "sad"):
+        for _ in range(5000):
+            sentence = synthetic._sentence(random, label)
+            (found,) = (of for piece, of in owners.items() if sentence.startswith(piece.rstrip(",")))
+            assert not found or label in found
+            right.append(1 / len(found) if found else 1 / 4)
+    assert np.mean(right) == pytest.approx(2 / 3 * 0.9 + 1 / 3 * 0.25, abs=0.01)
