@@ -91,7 +91,7 @@ def finished(experiment: Experiment) -> bool:
     if summary and summary["signature"] != experiment.signature:
         raise CallError(
             f"{experiment.out} holds the finished result of other data or another version: {summary['signature']}; now it "
-            f"would be {experiment.signature}. Give another --out, or delete the folder"
+            f"would be {experiment.signature}. Delete that folder, or put this run elsewhere (--out; of jaxser.paper --runs)"
         )
     return summary is not None
 

@@ -8,12 +8,18 @@ import pytest
 import tyro
 from conftest import write_tone
 
-from jaxser import cv, extract, pretrain, wav2vec
+from jaxser import compare, cv, extract, paper, pretrain, wav2vec
 from jaxser.architecture import LARGE
 from jaxser.heads import AVERAGE_FRAMES, DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-CALLED = {"jaxser.cv": cv.Config, "jaxser.extract": extract.Config, "jaxser.pretrain": pretrain.Config}
+CALLED = {
+    "jaxser.cv": cv.Config,
+    "jaxser.extract": extract.Config,
+    "jaxser.pretrain": pretrain.Config,
+    "jaxser.paper": paper.Config,
+    "jaxser.compare": compare.Config,
+}
 COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.")]
 
 
@@ -25,7 +31,10 @@ def test_commands_parse(command: str):
         pretrain.check(config)
         pretrain.resolve(config)
         return
-    extract.check(config)
+    if module == "jaxser.paper":
+        paper.resolve(config)
+    elif module != "jaxser.compare":
+        extract.check(config)
     if module == "jaxser.cv":
         cv.resolve(config)
 
@@ -72,5 +81,7 @@ def test_every_file_of_a_run_folder_is_explained():
         "losses.csv",
         "protocol.json",
         "report.html",
+        "cells.csv",
+        "figure.png",
     ):
         assert f"`{name}`" in README
