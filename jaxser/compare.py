@@ -120,7 +120,10 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
     units = f"{found.units} {unit}{'s' * (found.units != 1)}"
     seeds = " and ".join(report.seeds_in_words(one.summary) for one in (a, b))
     lines = [
-        *(f"{letter}  {report.title(one.summary, one.card)}\n   {one.folder}" for letter, one in (("A", a), ("B", b))),
+        *(
+            f"{letter}  {report.title(one.summary, one.card)}\n   {one.folder}\n   {one.summary['signature']}"
+            for letter, one in (("A", a), ("B", b))
+        ),
         "they differ in " + ("; ".join(f"{n}: {mine.get(n, 'none')} | {other.get(n, 'none')}" for n in differing) or "nothing"),
         f"{found.utterances} utterances of {units} in {len(found.by_fold)} folds, the same in both; {seeds}, averaged first",
         "",

@@ -146,7 +146,7 @@ def card(
         "choices": choices(config),
         "versions": versions(),
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "processor": f"{processor()}, {workers()} cores",
+        "processor": f"{processor()}, {workers()} core{'s' * (workers() > 1)}",
     }
 
 

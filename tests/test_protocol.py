@@ -47,6 +47,24 @@ def test_whatever_changes_the_number_changes_the_signature():
     assert len(set(signatures)) == len(signatures)
 
 
+def test_the_signature_names_the_weights():
+    settings = {"extractor": "wav2vec", "layer": "c", "weights_sha256": "0123456789abcdef"}
+    one = Extractor("audio", settings, lambda u: {}, lambda u: "", lambda t, j: iter(()), "nano")
+    features = [Features(one, Store(Path("wav2vec-0"), 3, {}, {}), CONTENTS)]
+    assert "|features:wav2vec-0|weights:nano-01234567|" in protocol.signature(CONFIG, CORPUS, folds.assign(CORPUS), features)
+
+
+def test_choices_name_what_the_paper_leaves_open():
+    for head, flags, wanted in (
+        ("mlp", {}, {"frames averaged": "16", "layer": "context vectors (c)", "MLP": "21,508"}),
+        ("mean", {"features": "lld"}, {"descriptors": "windows of 50 ms every 25 ms", "part of an utterance": "the first 5 s"}),
+        ("aligned", {"text": "bert"}, {"BERT": "bert-base-uncased, second-to-last", "tags": "dropped", "LSTM": "100 states"}),
+    ):
+        found = protocol.choices(cv.resolve(cv.Config(head=head, **flags)))
+        for name, text in (wanted | {"dropout": "0.2", "length": "updates"}).items():
+            assert text in next(value for key, value in found.items() if key.startswith(name))
+
+
 def test_what_changes_no_number_changes_no_signature():
     assert signature(config=replace(CONFIG, cache=Path("y"), out=Path("z"), jobs=3)) == signature()
     assert signature(corpus=replace(CORPUS, utterances=UTTERANCES)) == signature()
