@@ -56,6 +56,14 @@ def test_line_and_words_by_hand():
     assert second.endswith("from 200 to 400 labels: +5.0 points (95 % interval +5.0 to +5.0): the curve still rises")
 
 
+def test_whether_it_rises_is_asked_over_a_doubling():
+    # 300 to 400 is no doubling: from 190, the size nearest to the half of 400.
+    sizes = {100: 0.50, 190: 0.55, 300: 0.60, 400: 0.60}
+    one = curves.curve("ours", {n: run(share, n) for n, share in sizes.items()}, run(0.6, 440))
+    assert one.last_step[:2] == (190, 400)
+    assert one.last_step[2].value == pytest.approx(0.05)
+
+
 def test_what_varies_between_speakers_too_much_is_not_said():
     noisy = {n: run(0.6, n, 0.15, seed) for seed, n in enumerate((100, 200, 400))}
     first, second = curves.in_words(curves.curve("ours", noisy, run(0.6, 440)))
