@@ -146,6 +146,13 @@ def test_what_cannot_be_compared(runs: tuple[Path, Path], file: str, change: dic
         compare.main(compare.Config(*runs))
 
 
+def test_a_prediction_that_stands_twice_is_damage(runs: tuple[Path, Path]):
+    lines = (runs[1] / "predictions.csv").read_text().splitlines()
+    (runs[1] / "predictions.csv").write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(CallError, match="stands there twice"):
+        compare.main(compare.Config(*runs))
+
+
 def test_folders_that_are_no_finished_run(runs: tuple[Path, Path], tmp_path: Path):
     with pytest.raises(CallError, match="nowhere is no run folder"):
         compare.main(compare.Config(runs[0], tmp_path / "nowhere"))

@@ -93,7 +93,8 @@ def test_figure_2_is_one_program_a_kind_of_features_and_its_cells_are_cvs_own(
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     demand_well_formed((out / "report.html").read_text())
 
-    cell = tables.cell_config(paper.resolve(call), head="meanmax", features="lld", train_size=8)
+    # Not the first of its program, so that each cell must have got its own part of what was trained.
+    cell = tables.cell_config(paper.resolve(call), head="meanmax", features="lld", train_size=16)
     alone = replace(cell, out=tmp_path / "alone")
     cv.main(alone)
     for name in BYTES:
