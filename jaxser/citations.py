@@ -71,6 +71,7 @@ PAPERS = {
 """By what stands in the signature of a run that uses it; the first one is what jaxser reimplements."""
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_SPECIAL |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 _SPECIAL |= {letter: "\\" + letter for letter in "&%$#_{}"}
 
 

@@ -9,7 +9,7 @@ import tyro
 from jaxser import metrics, report
 from jaxser.command import run_command
 from jaxser.errors import CallError
-from jaxser.report import percent
+from jaxser.report import percent, points
 from jaxser.results import Finished, read_finished
 
 
@@ -80,12 +80,13 @@ def in_common(a: Finished, b: Finished) -> tuple[Finished, Finished]:
 def demand_comparable(a: Finished, b: Finished) -> None:
     """Raise CallError, with the reason, for runs whose difference would say nothing: other utterances, labels, folds."""
     both = f"{a.folder} and {b.folder} cannot be compared"
-    if a.folder.absolute() == b.folder.absolute():
+    if a.folder.resolve() == b.folder.resolve():
         raise CallError(f"{a.folder} is named twice: give two run folders")
     for what, of in {
         "corpora": lambda one: one.card["corpus"],
         "classes": lambda one: ", ".join(one.classes),
         "speakers that were scored (--validate)": lambda one: f"--validate {one.summary['validate']}",
+        "independent units": lambda one: one.summary["interval_unit"],
     }.items():
         if of(a) != of(b):
             raise CallError(f"{both}: they have other {what}, {of(a)} and {of(b)}")
@@ -102,10 +103,17 @@ def demand_comparable(a: Finished, b: Finished) -> None:
             here, there = getattr(mine, what), getattr(other, what)
             if here != there:
                 raise CallError(f"{both}: {name} has another {what} in each, {here!r} and {there!r}")
-    if a.card["settings"].keys() == b.card["settings"].keys() and not len(a.predictions) < a.summary["utterances"]:
+    if _read_alike(a, b):
         here, there = (_signed(one)["corpus"] for one in (a, b))
         if here != there:
             raise CallError(f"{both}: the same ids stand for other recordings or words, {here} and {there}")
+
+
+def _read_alike(a: Finished, b: Finished) -> bool:
+    # Whether the digests of their corpora are of the same things: all utterances, the same of sound and words.
+    whole = all(len(one.predictions) == one.summary["utterances"] for one in (a, b))
+    tags = [one.card["settings"].get("text", {}).get("tags") for one in (a, b)]
+    return whole and a.card["settings"].keys() == b.card["settings"].keys() and tags[0] == tags[1]
 
 
 def _signed(one: Finished) -> dict[str, str]:
@@ -130,21 +138,23 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
         "fold  A UA %  B UA %  B - A",
         "----  ------  ------  -----",
         *(
-            f"{fold:4}  {percent(one):>6}  {percent(two):>6}  {_signed_percent(two - one):>5}"
+            f"{fold:4}  {percent(one):>6}  {percent(two):>6}  {points(two - one):>5}"
             for fold, (one, two) in enumerate(found.by_fold)
         ),
         "",
         *(f"{letter}: {mark}" for letter, one in (("A", a), ("B", b)) for mark in report.marks_against(one.summary)),
     ]
     for name, estimate in (("UA", found.ua), ("WA", found.wa)):
-        text = f"{name}: B - A = {_signed_percent(estimate.value)} points"
+        text = f"{name}: B - A = {points(estimate.value)} points"
         if estimate.low is not None:
-            low, high = map(_signed_percent, (estimate.low, estimate.high))
+            low, high = map(points, (estimate.low, estimate.high))
             text += f", 95 % interval {low} to {high}, paired over {units}"
         lines.append(text)
     lines.append(_t_test(found.t_test))
-    if min(one.summary["seeds"] for one in (a, b)) == 1:
-        lines.append("one seed: how much another one would change the difference is not in the interval")
+    if not _read_alike(a, b):
+        lines.append("they read other kinds of things, or not all: that ids stand for the same recordings is taken on trust")
+    spread = " and ".join("unknown" if (s := one.summary["ua_std"]) is None else percent(s) for one in (a, b))
+    lines.append(f"what other seeds would change is not in the intervals: deviation of UA over seeds {spread}")
     return [*lines, verdict(found.ua, unit)]
 
 
@@ -159,18 +169,15 @@ def verdict(difference: metrics.Estimate, unit: str = "speaker") -> str:
     """What the interval of a difference in UA, B minus A, allows to say."""
     if difference.low is None:
         return f"these folds cannot tell them apart: only one {unit}, so how sure the difference is cannot be estimated"
-    low, high = sorted(abs(bound) for bound in (difference.low, difference.high))
     if difference.excludes_zero:
-        better = "B" if difference.value > 0 else "A"
-        return f"{better} is better by {percent(abs(difference.value))} points, 95 % interval {percent(low)} to {percent(high)}"
+        better, sign = ("B", 1) if difference.value > 0 else ("A", -1)
+        low, high = sorted((sign * difference.low, sign * difference.high))
+        by, low, high = (points(value).lstrip("+") for value in (sign * difference.value, low, high))
+        return f"{better} is better by {by} points, 95 % interval {low} to {high}"
     return (
-        f"these folds cannot tell them apart: B - A is {_signed_percent(difference.value)} points, 95 % interval "
-        f"{_signed_percent(difference.low)} to {_signed_percent(difference.high)}"
+        f"these folds cannot tell them apart: B - A is {points(difference.value)} points, 95 % interval "
+        f"{points(difference.low)} to {points(difference.high)}"
     )
-
-
-def _signed_percent(value: float) -> str:
-    return f"{100 * value:+.1f}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxser import metrics
 from jaxser.metrics import Estimate
+from jaxser.report import points
 from jaxser.results import Finished
 
 matplotlib.use("Agg")
@@ -16,6 +17,10 @@ from matplotlib import pyplot as plt
 
 A_CLASS = tuple(round(125 * 2**k) for k in range(-3, 3))
 """Examples of each class at the points of a curve: the paper's 125, its halves and its doubles. The paper gives no x values."""
+
+
+MANY_DOUBLINGS = 5
+"""A line through some sizes says nothing of what lies further beyond them."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,19 @@ class Curve:
     random: bool
     points: tuple[Point, ...]
     everything: Point
+    all_balanced: bool
+    """Whether all rows happen to be equally many of each class."""
     start: float | None
     """a of a + b log n; None, as is all that follows from the line, where there are fewer than two balanced sizes."""
     slope: Estimate | None
     """b, for natural logarithms: points a doubling are b log 2."""
     last_step: tuple[int, int, Estimate] | None
     """The largest balanced size, the one nearest to half of it before it, and the gain between them, paired by speaker."""
+
+    @property
+    def all_in_words(self) -> str:
+        """What the point with all rows is called."""
+        return "all rows" if self.all_balanced else "all rows, not balanced"
 
 
 def sizes_of(classes: int, largest: int) -> list[int]:
@@ -68,6 +80,7 @@ def curve(name: str, balanced: Mapping[int, Finished], everything: Finished) -> 
         random=everything.summary["random_weights"],
         points=tuple(Point(size, metrics.estimate([counts[size]])) for size in sizes),
         everything=Point(round(float(np.mean(trained_on))), metrics.estimate([everything.counts()])),
+        all_balanced=all(len(set(fold["train"].values())) == 1 for fold in everything.card["folds"]),
         start=start,
         slope=slope,
         last_step=last,
@@ -84,17 +97,19 @@ def in_words(one: Curve) -> list[str]:
     if one.slope.low is not None:
         line += f" (95 % interval {a_doubling[1]:.1f} to {a_doubling[2]:.1f})"
     largest = one.points[-1].size
-    if one.slope.excludes_zero and one.slope.value > 0:
-        needed = largest * (np.exp(0.01 / one.slope.value) - 1)
-        line += f"; from {largest:,} labels on, one more point takes about {needed:,.0f} more"
+    doublings = 0.01 / (one.slope.value * np.log(2)) if one.slope.excludes_zero and one.slope.value > 0 else np.inf
+    if doublings <= MANY_DOUBLINGS:
+        line += f"; from {largest:,} labels on, one more point takes about {largest * (2**doublings - 1):,.0f} more"
+    elif doublings < np.inf:
+        line += f"; one more point takes more than {MANY_DOUBLINGS} doublings"
     else:
         line += "; how many labels one more point takes cannot be said"
     lines = [line]
     if one.last_step is not None:
         before, after, gain = one.last_step
-        text = f"from {before:,} to {after:,} labels: {100 * gain.value:+.1f} points"
+        text = f"from {before:,} to {after:,} labels: {points(gain.value)} points"
         if gain.low is not None:
-            text += f" (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+            text += f" (95 % interval {points(gain.low)} to {points(gain.high)})"
         if gain.excludes_zero:
             text += ": the curve still rises" if gain.value > 0 else ": the curve falls"
         else:
@@ -127,7 +142,7 @@ def picture(curves: Sequence[Curve], published: Mapping[int, float], title: str)
         else:
             axes.plot([], [], "o", color=colour, label=name)
         axes.plot(one.everything.size, 100 * one.everything.ua.value, "o", mfc="white", mec=colour, markersize=7)
-    axes.plot([], [], "o", mfc="white", mec="0.4", label="all rows, not balanced")
+    axes.plot([], [], "o", mfc="white", mec="0.4", label=curves[0].all_in_words)
     if published:
         of_paper = list(published)
         axes.plot(of_paper, [100 * published[n] for n in of_paper], "*", color="#c0392b", markersize=11,

@@ -22,7 +22,7 @@ def file_digest(path: Path) -> str:
 
 def text_digest(text: str) -> str:
     """The sha256 of a text, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files need not be UTF-8
 
 
 def write_json(path: Path, value: object) -> None:

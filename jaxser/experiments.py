@@ -88,9 +88,9 @@ def prepare(
 def finished(experiment: Experiment) -> bool:
     """Whether its run folder holds its result. Raises CallError where that is another configuration's, or of other data."""
     summary = results.finished_summary(experiment.out, dict(experiment.settings))
-    if summary and summary["signature"] != experiment.signature:
+    if summary is not None and summary.get("signature") != experiment.signature:
         raise CallError(
-            f"{experiment.out} holds the finished result of other data or another version: {summary['signature']}; now it "
+            f"{experiment.out} holds the finished result of other data or another version: {summary.get('signature')}; now it "
             f"would be {experiment.signature}. Delete that folder, or put this run elsewhere (--out; of jaxser.paper --runs)"
         )
     return summary is not None
@@ -207,6 +207,7 @@ def summarise(one: Experiment, runs: list[train.Run], trained: train.Trained) ->
         recalls[name] = {"mean": found.value, "low": found.low, "high": found.high}
     return summary | {
         "recalls": recalls,
+        "head": one.config.head,
         "interval_unit": unit,
         "chance": 1 / len(corpus.classes),
         "classes": list(corpus.classes),

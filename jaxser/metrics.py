@@ -93,6 +93,9 @@ def _filled_folds(counts: np.ndarray, score: Cells) -> np.ndarray:
     return (examples.sum(-1) > 0).sum(-1)
 
 
+ROUNDING = 1e-9
+"""Differences of scores below this are sums taken in another order, and no differences."""
+
 # Intervals. Utterances of one voice are not independent, and seeds are repetitions on the same speakers: speakers alone are
 # the unit. A score is a mean of ratios (hits / examples of a class in a fold), so its variance follows by linearisation from
 # what each speaker contributes beyond the mean ratio of that class (Woodruff, JASA 66, 1971; Binder, International
@@ -113,12 +116,11 @@ class Estimate:
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside of the interval; False where there is none."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        return self.low is not None and (self.low > ROUNDING or self.high < -ROUNDING)
 
 
 def contributions(counts: Int64[np.ndarray, "units seeds folds c c"], score: Cells = UA) -> Float64[np.ndarray, " units"]:
-    """What each unit adds to the seed-averaged score, beyond what an average one would: they sum to zero but for folds that
-    differ from each other."""
+    """What each unit adds to the seed-averaged score, beyond what an average one would."""
     hits, examples = score(counts)
     all_hits, all_examples = hits.sum(0), examples.sum(0)
     filled = all_examples > 0
@@ -168,7 +170,7 @@ def corrected_t_test(differences: Float64[np.ndarray, " k"], test_over_train: fl
     """
     k = len(differences)
     spread = float(np.var(differences, ddof=1)) if k > 1 else 0.0
-    if spread == 0:
+    if spread < ROUNDING**2:
         return TTest(None, k - 1, None)
     t = float(differences.mean() / np.sqrt((1 / k + test_over_train) * spread))
     return TTest(t, k - 1, float(2 * stats.t.sf(abs(t), k - 1)))

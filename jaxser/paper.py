@@ -105,6 +105,8 @@ def resolve(config: Config) -> Config:
     control = config.control or CONTROLS.get(config.weights, "none")
     if control != "none" and not control.startswith("random"):
         raise CallError(f"--control {control}: untrained weights, such as random:0, or none")
+    if control == config.weights:
+        raise CallError(f"--control {control} are the --weights themselves: --control none leaves the control out")
     tables.cell_config(config, features="lld", head="mean")  # what jaxser.cv would refuse
     return dataclasses.replace(config, control=control, classes=extract.classes_of(config))
 
@@ -165,7 +167,7 @@ def _marks(runs: Mapping[str, Finished]) -> list[str]:
 
 
 def _columns(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(name.partition(",")[0] for name in names))
+    return ", ".join(dict.fromkeys(name.partition(" · ")[0] for name in names))
 
 
 if __name__ == "__main__":

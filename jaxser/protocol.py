@@ -24,10 +24,10 @@ LIBRARIES = ("jax", "flax", "optax", "numpy", "scipy", "pyAudioAnalysis", "sound
 
 def corpus_digest(corpus: Corpus, contents: Sequence[Mapping[str, str]]) -> str:
     """One digest of everything the scores depend on in a corpus: ids, what is read (audio, words, by digest), labels,
-    speakers and groups."""
-    rows = sorted(
+    speakers and groups, in their order, from which subsets and batches are drawn."""
+    rows = [
         "\t".join([u.id, *(read[u.id] for read in contents), u.label, str(u.speaker), str(u.group)]) for u in corpus.utterances
-    )
+    ]
     return text_digest("\n".join(rows))
 
 
@@ -38,7 +38,9 @@ def length_of(config: Any) -> str:
 
 def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Features]) -> str:
     """One line that names everything that fixes a score; two runs with one signature on one kind of device give one number."""
-    rule = f"{len(folds.names)}by-{_rule_name(corpus, folds)}" + ("-validate" if config.validate else "")
+    # Which rows make which fold, by number: random streams derive from that too.
+    dealt = text_digest(",".join(map(str, folds.of.tolist())))[:8]
+    rule = f"{len(folds.names)}by-{_rule_name(corpus, folds)}-{dealt}" + ("-validate" if config.validate else "")
     rule += "-without-repeated-text" * config.exclude_repeated_text
     digest = corpus_digest(corpus, [one.contents for one in features])
     return "|".join(
@@ -54,8 +56,8 @@ def signature(config: Any, corpus: Corpus, folds: Folds, features: Sequence[Feat
             f"train:{config.train_size or 'all'}",
             f"length:{length_of(config)}",
             f"batch:{config.batch_size}",
-            f"lr:{config.learning_rate:g}",
-            f"dropout:{config.dropout:g}",
+            f"lr:{config.learning_rate!r}",
+            f"dropout:{config.dropout!r}",
             *([f"averaged:{config.average_frames}frames"] if config.average_frames and config.average_frames > 1 else []),
             f"seeds:{config.seeds}",
             "metric:ua-mean-of-folds",
@@ -152,11 +154,16 @@ def card(
 
 def subset_rule(config: Any) -> str:
     """Which of the rows outside the test fold are trained on, in words."""
+    outside = "outside the test fold"
+    if config.validate:
+        outside = "outside the test fold, which is put away, and the next one, which is scored in its place"
+    if config.exclude_repeated_text:
+        outside += ", without those whose sentence is also scored"
     if not config.train_size:
-        return "all rows outside the test fold, as unbalanced as they are"
+        return f"all rows {outside}, as unbalanced as they are"
     return (
-        f"{config.train_size} rows outside the test fold, equally many of each class, drawn anew for each seed and fold; "
-        "smaller subsets lie inside larger ones"
+        f"{config.train_size} rows {outside}; equally many of each class, drawn anew for each seed and fold; smaller subsets "
+        "lie inside larger ones"
     )
 
 
@@ -183,7 +190,9 @@ def choices(config: Any) -> dict[str, str]:
         "normalisation": "each feature standardised over all frames of the run's own training rows",
         "last batch of an epoch": "trained on though short, its mean over the rows that are there",
         "UA over folds": "mean of the folds' own, not pooled",
-        "interval": "speakers as the unit, by linearisation, Student's t; seeds are averaged over first",
+        "interval": "speakers as the unit (groups, then utterances, where they are not named), by linearisation, Student's t; "
+        "seeds are averaged over first",
+        "weights at the start": "flax's defaults (LeCun normal, zero biases)",
     }
     if audio:
         part = f"the {config.crop} {config.max_seconds:g} s" if config.max_seconds else "all"
@@ -198,10 +207,14 @@ def choices(config: Any) -> dict[str, str]:
         chosen["tags in transcripts"] = {"drop": "dropped", "keep": "kept as words"}[config.tags]
         if config.text == "bert":
             chosen["BERT"] = f"{config.text_model}, second-to-last layer; [CLS] and [SEP] seen, their vectors left out"
+        else:
+            chosen["GloVe"] = "the Stanford tokeniser's rules; an unknown word is the mean of its hyphenated parts, or zeros"
     if config.head in ("attention", "bilstm"):
         chosen["attention"] = "softmax over frames of one linear score"
     if config.head == "mlp":
         chosen["MLP"] = f"two hidden layers of one width, the one nearest to {MLP_PARAMETERS:,} parameters at four classes"
     if config.head in ("bilstm", "text", "aligned"):
-        chosen["LSTM"] = f"{aligned.WIDTH} states a direction"
+        chosen["LSTM"] = f"{aligned.WIDTH} states a direction, weights drawn as torch draws them"
+    if config.head == "bilstm":
+        chosen["dense layers before the LSTM"] = f"two of {aligned.DENSE}"
     return chosen

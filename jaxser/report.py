@@ -9,7 +9,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from jaxser import citations, page
+from jaxser import citations, metrics, page
+from jaxser.errors import CallError
 from jaxser.results import read_csv, read_json, write_bytes
 
 matplotlib.use("Agg")
@@ -48,7 +49,7 @@ def text_table(rows: Sequence[Sequence[str]], words: Sequence[int], rules: Seque
 
 def _fold_table(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> list[list[str]]:
     # A header, a line a fold (averaged over seeds) and their mean, all as text.
-    by_fold = _by_fold(out)
+    by_fold = _by_fold(out, summary)
     names = [fold["held_out"] for fold in card["folds"]]
     if summary["validate"]:
         names = names[1:] + names[:1]
@@ -212,7 +213,7 @@ def latex_row(summary: dict[str, Any], card: dict[str, Any]) -> str:
         low, high = summary[f"{name}_low"], summary[f"{name}_high"]
         beside = "" if low is None else f" ({percent(low)}--{percent(high)})"
         scores.append(percent(summary[f"{name}_mean"]) + beside)
-    return " & ".join([citations.escaped(_head(summary)), citations.escaped(card["features"]), *scores]) + r" \\"
+    return " & ".join([citations.escaped(summary["head"]), citations.escaped(card["features"]), *scores]) + r" \\"
 
 
 def scored(summary: Mapping[str, Any], score: str) -> str:
@@ -250,11 +251,13 @@ def _loss_curves(out: Path) -> str:
     )
 
 
-def _by_fold(out: Path) -> dict[int, np.ndarray]:
+def _by_fold(out: Path, summary: Mapping[str, Any]) -> dict[int, np.ndarray]:
     # UA, WA and recalls of each fold, averaged over seeds.
     scores = defaultdict(list)
     for row in read_csv(out / "scores.csv"):
         scores[int(row["fold"])].append([float(v) for k, v in row.items() if k not in RUN_COLUMNS])
+    if any(len(scores[fold]) != summary["seeds"] for fold in range(summary["folds"])):
+        raise CallError(f"{out / 'scores.csv'} is damaged: not {summary['seeds']} lines a fold; delete {out}, and run again")
     return {fold: np.mean(values, axis=0) for fold, values in scores.items()}
 
 
@@ -262,12 +265,8 @@ def title(summary: Mapping[str, Any], card: Mapping[str, Any]) -> str:
     """Corpus, features, head and counts in one line."""
     people = f"{summary['speakers']} speakers" if summary["speakers"] else "speakers unknown"
     runs = f"{summary['folds']} folds, {summary['seeds']} seed{'s' * (summary['seeds'] > 1)}"
-    what = f"{corpus_name(card)} · {card['features']} · {_head(summary)}"
+    what = f"{corpus_name(card)} · {card['features']} · {summary['head']}"
     return f"{what} · {summary['utterances']} utterances, {people}, {runs}"
-
-
-def _head(summary: dict[str, Any]) -> str:
-    return summary["signature"].partition("|head:")[2].partition("|")[0]
 
 
 def corpus_name(card: Mapping[str, Any]) -> str:
@@ -286,6 +285,12 @@ def _shortened(name: str) -> str:
 def percent(value: float) -> str:
     """A fraction in per cent, without the sign."""
     return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in points, with its sign; with more digits where it would look like none."""
+    rounded = round(100 * value, 1) + 0.0  # no minus before zero
+    return f"{rounded:+.1f}" if rounded or abs(value) < metrics.ROUNDING else f"{100 * value:+.1g}"
 
 
 def interval(found: Mapping[str, float | None]) -> str:

@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run folder. Raises CallError where it is gone or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise CallError(f"{path} is damaged: delete {path.parent}, or give another --out")
@@ -113,14 +113,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     """Write a CSV whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    # A carriage return alone ends a line when it is read again, and would stand unquoted.
+    quoting = csv.QUOTE_ALL if any("\r" in str(cell) for row in rows for cell in row) else csv.QUOTE_MINIMAL
+    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, lineterminator="\n", quoting=quoting).writerows([header, *rows])
     part.replace(path)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV of a run folder, as text by column name."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -166,6 +168,19 @@ class Finished:
         return metrics.unit_counts(labels, predicted, np.array([p.fold for p in every]), self.units, len(number))
 
 
+SUMMARY_KINDS = {
+    "classes": list, "utterances": int, "seeds": int, "folds": int, "speakers": int, "interval_unit": str, "head": str,
+    "validate": bool, "random_weights": bool, "signature": str, "ua_mean": float, "recalls": dict, "runs_per_device": int,
+}  # fmt: skip
+CARD_KINDS = {
+    "corpus": str, "synthetic": bool, "utterances": int, "classes": dict, "counts_by_group": dict, "speakers": int,
+    "left_out": list, "outside_classes": dict, "notes": list, "fold_rule": str, "subset_rule": str, "folds": list,
+    "leak_checks": list, "leaks": list, "training": str, "choices": dict, "features": str, "settings": dict, "versions": dict,
+    "device": str, "processor": str, "command": str,
+}  # fmt: skip
+"""What must stand in summary.json and protocol.json for a run folder to be read again."""
+
+
 def read_finished(folder: Path) -> Finished:
     """Read a run folder. Raises CallError where there is none, one that is not finished, or a damaged one."""
     if not (folder / "config.json").is_file():
@@ -173,22 +188,51 @@ def read_finished(folder: Path) -> Finished:
     if not (folder / "summary.json").is_file():
         raise CallError(f"{folder} is not finished, it has no summary.json: repeat the command that began it")
     summary, card = read_json(folder / "summary.json"), read_json(folder / "protocol.json")
+    way_out = f"delete {folder} and repeat its command"
+    for name, found, kinds in (("summary.json", summary, SUMMARY_KINDS), ("protocol.json", card, CARD_KINDS)):
+        for key, kind in kinds.items():
+            if not isinstance(found.get(key), kind):
+                raise CallError(f"{folder / name} is damaged or of another version, its {key} is {found.get(key)!r}: {way_out}")
+    try:
+        finished = Finished(folder, summary, card, _predictions(folder, summary))
+        _demand_consistent(finished)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise CallError(f"{folder} is damaged: {error}; {way_out}") from None
+    return finished
+
+
+def _predictions(folder: Path, summary: Mapping[str, Any]) -> dict[str, Prediction]:
+    # Raises ValueError, KeyError, TypeError for what no run of jaxser.cv has written.
+    classes, seeds = summary["classes"], set(range(summary["seeds"]))
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"summary.json has the classes {classes}")
+    if (unit := summary["interval_unit"]) not in ("speaker", "group", "utterance"):
+        raise ValueError(f"summary.json has the interval_unit {unit!r}")
     seen: dict[str, dict[str, Any]] = {}
     predicted: dict[str, dict[int, str]] = defaultdict(dict)
-    try:
-        for row in read_csv(folder / "predictions.csv"):
-            known = {name: row[name] for name in ("label", "speaker", "group")} | {"fold": int(row["fold"])}
-            if seen.setdefault(row["id"], known) != known or int(row["seed"]) in predicted[row["id"]]:
-                raise ValueError(f"{row['id']} stands there twice")
-            predicted[row["id"]][int(row["seed"])] = row["predicted"]
-        wanted = set(range(summary["seeds"]))
-        classes = set(summary["classes"])
-        for name, by_seed in predicted.items():
-            if set(by_seed) != wanted or not {seen[name]["label"], *by_seed.values()} <= classes:
-                raise ValueError(f"{name} has not one prediction a seed")
-        if len(predicted) != summary["utterances"]:
-            raise ValueError(f"{len(predicted)} utterances in place of {summary['utterances']}")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise CallError(f"{folder} is damaged: predictions.csv: {error}") from None
-    found = {name: Prediction(**seen[name], predicted=predicted[name]) for name in sorted(seen)}
-    return Finished(folder, summary, card, found)
+    for row in read_csv(folder / "predictions.csv"):
+        known = {name: row[name] for name in ("label", "speaker", "group")} | {"fold": int(row["fold"])}
+        name = row["id"]
+        if seen.setdefault(name, known) != known or int(row["seed"]) in predicted[name]:
+            raise ValueError(f"in predictions.csv {name} stands there twice")
+        if not 0 <= known["fold"] < summary["folds"]:
+            raise ValueError(f"in predictions.csv {name} is in fold {known['fold']} of {summary['folds']}")
+        if unit != "utterance" and not known[unit]:
+            raise ValueError(f"in predictions.csv {name} has no {unit}")
+        predicted[name][int(row["seed"])] = row["predicted"]
+    for name, by_seed in predicted.items():
+        if set(by_seed) != seeds or not {seen[name]["label"], *by_seed.values()} <= set(classes):
+            raise ValueError(f"in predictions.csv {name} has not one prediction of a class for each of {len(seeds)} seeds")
+    if len(predicted) != summary["utterances"]:
+        raise ValueError(f"predictions.csv has {len(predicted)} utterances in place of {summary['utterances']}")
+    return {name: Prediction(**seen[name], predicted=predicted[name]) for name in sorted(seen)}
+
+
+def _demand_consistent(one: Finished) -> None:
+    # Raises ValueError where the files of one folder contradict each other.
+    folds = one.card["folds"]
+    if len(folds) != one.summary["folds"] or any(fold["test"] < 1 or sum(fold["train"].values()) < 1 for fold in folds):
+        raise ValueError(f"protocol.json has {len(folds)} folds in place of {one.summary['folds']}, or empty ones")
+    again = float(metrics.mean_score(one.counts().sum(0)).mean())
+    if not abs(again - one.summary["ua_mean"]) < 1e-6:
+        raise ValueError(f"predictions.csv gives the UA {again:.6f}, summary.json {one.summary['ua_mean']:.6f}")

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +33,28 @@ def runs(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
     return shutil.copytree(trained / "a", tmp_path / "a"), shutil.copytree(trained / "b", tmp_path / "b")
 
 
-def edit(run: Path, change) -> None:
-    """Rewrite predictions.csv, each row changed by `change`; a row for which that gives None is dropped."""
+def edit(run: Path, change, scored: bool = True) -> None:
+    """Rewrite predictions.csv, each row changed by `change`, and with `scored` the UA that goes with it; a row for which that
+    gives None is dropped."""
     rows = [changed for row in results.read_csv(run / "predictions.csv") if (changed := change(dict(row)))]
     with (run / "predictions.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    if not scored:
+        return
+    by_run = defaultdict(list)
+    for row in rows:
+        by_run[row["fold"], row["seed"]].append((row["label"], row["predicted"]))
+    amend(
+        run, "summary.json", ua_mean=float(np.mean([balanced_accuracy_score(*zip(*p, strict=True)) for p in by_run.values()]))
+    )
+
+
+def amend(run: Path, name: str, **change) -> None:
+    """Change some values of a JSON file; None takes the key away."""
+    found = json.loads((run / name).read_text()) | change
+    write_json(run / name, {key: value for key, value in found.items() if value is not None})
 
 
 def copy(run: Path, name: str) -> Path:
@@ -105,21 +122,54 @@ def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Pa
 def test_one_seed_says_what_the_interval_leaves_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     for run in runs:
         edit(run, lambda row: row if row["seed"] == "0" else None)
-        write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"seeds": 1})
+        write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"seeds": 1, "ua_std": None})
     compare.main(compare.Config(*runs))
-    assert "one seed: how much another one" in capsys.readouterr().out
+    assert "deviation of UA over seeds unknown and unknown" in capsys.readouterr().out
 
 
-def test_utterances_that_one_left_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
-    edit(runs[0], lambda row: row if row["id"] != "audio/s0-low-0" else None)
-    summary = json.loads((runs[0] / "summary.json").read_text())
-    write_json(runs[0] / "summary.json", summary | {"utterances": 47})
-    with pytest.raises(
-        CallError, match=r"a has no prediction for 1 utterance\(s\) of the other, audio/s0-low-0 first; --common"
-    ):
+@pytest.mark.parametrize("smaller", [0, 1])
+def test_utterances_that_one_left_out(runs: tuple[Path, Path], smaller: int, capsys: pytest.CaptureFixture[str]):
+    edit(runs[smaller], lambda row: row if row["id"] != "audio/s0-low-0" else None)
+    signature = json.loads((runs[smaller] / "summary.json").read_text())["signature"]
+    other = re.sub(r"corpus:csv-\w+", "corpus:csv-fewer", signature)
+    amend(runs[smaller], "summary.json", utterances=47, signature=other)
+    with pytest.raises(CallError, match=r"has no prediction for 1 utterance\(s\) of the other, audio/s0-low-0 first; --common"):
         compare.main(compare.Config(*runs))
     compare.main(compare.Config(*runs, common=True))
-    assert "47 utterances of 6 speakers" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "47 utterances of 6 speakers" in printed
+    assert "taken on trust" in printed
+
+
+def test_the_same_folder_by_another_name(runs: tuple[Path, Path], tmp_path: Path):
+    (tmp_path / "link").symlink_to(runs[0])
+    with pytest.raises(CallError, match="named twice"):
+        compare.main(compare.Config(runs[0], tmp_path / "link"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        *(("summary.json", {key: None}) for key in ("interval_unit", "validate", "signature", "speakers", "ua_mean", "head")),
+        *(("protocol.json", {key: None}) for key in ("corpus", "folds", "features", "settings", "training")),
+        ("summary.json", {"interval_unit": "room"}),
+        ("summary.json", {"classes": ["high", "high"]}),
+        ("summary.json", {"ua_mean": 0.123}),
+        ("protocol.json", {"folds": []}),
+    ],
+)
+def test_damaged_folders_are_told_in_one_line(runs: tuple[Path, Path], file: str, change: dict):
+    amend(runs[1], file, **change)
+    with pytest.raises(CallError, match=r"damaged.*delete .*b and repeat its command"):
+        compare.main(compare.Config(*runs))
+
+
+@pytest.mark.parametrize("change", [{"fold": "-1"}, {"fold": "9999999999"}, {"fold": "x"}, {"speaker": ""}])
+def test_damaged_predictions_are_told_in_one_line(runs: tuple[Path, Path], change: dict):
+    for run in runs:
+        edit(run, lambda row: row | change if row["id"] == "audio/s0-high-0" else row, scored=False)
+    with pytest.raises(CallError, match=r"is damaged: .*delete .*a and repeat its command"):
+        compare.main(compare.Config(*runs))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +178,8 @@ def test_utterances_that_one_left_out(runs: tuple[Path, Path], capsys: pytest.Ca
         ("predictions.csv", {"label": "low"}, "has another label in each"),
         ("predictions.csv", {"speaker": "bob"}, "has another speaker in each"),
         ("predictions.csv", {"fold": "2"}, "has another fold in each"),
-        ("predictions.csv", {"predicted": "glad"}, "damaged: predictions.csv"),
-        ("predictions.csv", {"seed": "0"}, "damaged: predictions.csv"),
+        ("predictions.csv", {"predicted": "glad"}, "damaged: in predictions.csv"),
+        ("predictions.csv", {"seed": "0"}, "damaged: in predictions.csv"),
         ("summary.json", {"classes": ["low", "high"]}, "other classes"),
         ("summary.json", {"validate": True}, "--validate"),
         ("summary.json", {"utterances": 3}, "48 utterances in place of 3"),
@@ -139,7 +189,8 @@ def test_utterances_that_one_left_out(runs: tuple[Path, Path], capsys: pytest.Ca
 )
 def test_what_cannot_be_compared(runs: tuple[Path, Path], file: str, change: dict, message: str):
     if file == "predictions.csv":
-        edit(runs[1], lambda row: row | change if row["id"] == "audio/s0-high-0" else row)
+        whole = not {"predicted", "seed"} & set(change)
+        edit(runs[1], lambda row: row | change if row["id"] == "audio/s0-high-0" else row, scored=whole)
     else:
         write_json(runs[1] / file, json.loads((runs[1] / file).read_text()) | change)
     with pytest.raises(CallError, match=message.replace("(", r"\(")):

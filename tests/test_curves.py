@@ -1,5 +1,6 @@
 """Learning curves: which sizes, the line through them, and what is said of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +87,26 @@ def test_one_size_has_no_line():
     assert curves.picture([one], {}, "title").startswith(b"\x89PNG")
 
 
+def test_a_line_that_is_all_but_flat_promises_nothing():
+    flat = {n: run(share, n) for n, share in {100: 0.500, 200: 0.500, 400: 0.525}.items()}
+    one = curves.curve("ours", flat, run(0.6, 440))
+    assert one.slope.value > 0
+    nearly = replace(one, slope=Estimate(1e-5, 0.5e-5, 2e-5))
+    assert curves.in_words(nearly)[0].endswith("one more point takes more than 5 doublings")
+
+
+def test_all_rows_may_be_balanced():
+    sizes = {n: run(0.5, n) for n in (100, 200)}
+    assert curves.curve("ours", sizes, run(0.6, 440)).all_in_words == "all rows"
+    everything = run(0.6, 440)
+    everything = replace(everything, card={"folds": [{"train": {"a": 200, "b": 240}}]})
+    assert curves.curve("ours", sizes, everything).all_in_words == "all rows, not balanced"
+
+
 def test_no_interval_no_claim():
     point = curves.Point(100, Estimate(0.5, None, None))
     one = curves.Curve(
-        "ours", False, (point, point), point, 0.1, Estimate(0.05, None, None), (50, 100, Estimate(0.1, None, None))
+        "ours", False, (point, point), point, True, 0.1, Estimate(0.05, None, None), (50, 100, Estimate(0.1, None, None))
     )
     text = " ".join(curves.in_words(one))
     assert "interval" not in text

@@ -117,6 +117,23 @@ def test_paired_difference_is_scipys_where_each_speaker_says_one_of_each():
     assert not metrics.estimate([counts[0]] * 2, (-1.0, 1.0)).excludes_zero
 
 
+def test_rounding_is_no_difference():
+    # The same predictions with their seeds in another order: sums differ in their last bits.
+    random = np.random.default_rng(0)
+    told = []
+    for _ in range(100):
+        labels, predicted, speaker = drawn(random, 12)
+        other = np.where(random.random(len(labels)) < 0.3, (predicted + 1) % 4, predicted)
+        third = np.where(random.random(len(labels)) < 0.3, (predicted + 1) % 4, predicted)
+        folds, names = speaker % 4, [f"s{i:02}" for i in speaker]
+        pair = [
+            metrics.unit_counts(labels, np.stack(order), folds, names, 4)
+            for order in ((predicted, other, third), (third, predicted, other))
+        ]
+        told.append(metrics.estimate(pair, (-1.0, 1.0)).excludes_zero)
+    assert not any(told)
+
+
 def test_corrected_t_test():
     differences = np.array([0.021, 0.034, -0.008, 0.052, 0.017])
     plain = stats.ttest_1samp(differences, 0)
@@ -126,6 +143,7 @@ def test_corrected_t_test():
     found = metrics.corrected_t_test(differences, 0.25)
     assert found.t == pytest.approx(plain.statistic / np.sqrt(9 / 4))
     assert found.p == pytest.approx(2 * stats.t.sf(plain.statistic / 1.5, 4))
+    assert metrics.corrected_t_test(np.full(3, 0.1), 0.25).p is None  # their deviation is rounding, and no deviation
     assert metrics.corrected_t_test(np.zeros(5), 0.25) == metrics.TTest(None, 4, None)
     assert metrics.corrected_t_test(np.array([0.1]), 0.25).p is None
 

@@ -39,8 +39,8 @@ def test_whatever_changes_the_number_changes_the_signature():
             signature(config=replace(CONFIG, **change))
             for change in (
                 {"head": "mean"}, {"train_size": 4}, {"updates": 11}, {"updates": None, "epochs": 2}, {"seeds": 2},
-                {"batch_size": 4}, {"learning_rate": 1e-3}, {"dropout": 0.1}, {"validate": True},
-                {"exclude_repeated_text": True},
+                {"batch_size": 4}, {"learning_rate": 1e-3}, {"learning_rate": 1.0000004e-4}, {"dropout": 0.1},
+                {"validate": True}, {"exclude_repeated_text": True},
             )
         ),
     ]  # fmt: skip
@@ -70,8 +70,20 @@ def test_what_changes_no_number_changes_no_signature():
     assert signature(corpus=replace(CORPUS, utterances=UTTERANCES)) == signature()
 
 
-def test_the_order_of_utterances_is_not_content():
-    digests = {
-        protocol.corpus_digest(replace(CORPUS, utterances=order), [CONTENTS]) for order in (UTTERANCES, UTTERANCES[::-1])
-    }
-    assert len(digests) == 1
+def test_the_order_of_utterances_is_signed():
+    # Subsets and batches are drawn by row, so another order of a table gives another score.
+    assert signature(corpus=replace(CORPUS, utterances=UTTERANCES[::-1])) != signature()
+
+
+def test_which_rows_make_which_fold_is_signed():
+    # The same groups numbered otherwise: random streams derive from a fold's number.
+    dealt = folds.assign(CORPUS)
+    other = replace(dealt, of=1 - dealt.of, names=dealt.names[::-1])
+    assert protocol.signature(CONFIG, CORPUS, dealt, []) != protocol.signature(CONFIG, CORPUS, other, [])
+
+
+def test_what_is_trained_on_in_words():
+    assert protocol.subset_rule(CONFIG).startswith("all rows outside the test fold, as unbalanced")
+    assert "the next one, which is scored" in protocol.subset_rule(replace(CONFIG, validate=True))
+    assert "whose sentence is also scored" in protocol.subset_rule(replace(CONFIG, exclude_repeated_text=True))
+    assert protocol.subset_rule(replace(CONFIG, train_size=8)).startswith("8 rows outside the test fold; equally many")

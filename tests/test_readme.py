@@ -50,6 +50,10 @@ def test_the_python_example_runs(tmp_path: Path):
     assert found["frames"].tolist() == [98]
 
 
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in README
+
+
 def test_exactly_two_commands_to_begin_with():
     blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert [block.count("\n") for block in blocks] == [1, 1]

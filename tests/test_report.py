@@ -51,8 +51,13 @@ def test_page_has_all_that_a_reader_needs(run: Path):
     assert html.escape(rf"mean &amp; lld &amp; {ua} ({low}--{high}) &amp;").replace("&amp;amp;", "&amp;") in page
 
 
+def test_small_differences_do_not_look_like_none():
+    assert [report.points(x) for x in (0.0712, -0.0004, 0.0, -1e-17)] == ["+7.1", "-0.04", "+0.0", "+0.0"]
+
+
 def test_latex_is_escaped():
     assert citations.escaped("50 % of a_b & c#d") == r"50 \% of a\_b \& c\#d"
+    assert citations.escaped("a|b<c>") == r"a\textbar{}b\textless{}c\textgreater{}"
     assert citations.escaped("{x}~^\\") == r"\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 
