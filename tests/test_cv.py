@@ -144,6 +144,20 @@ def test_finished_is_printed_and_unfinished_is_done_again(config: cv.Config, cap
     assert capsys.readouterr().out.endswith(first)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", "{}", "holds the finished result of other data"),
+        ("scores.csv", "fold,seed\n", r"scores\.csv is damaged"),
+    ],
+)
+def test_a_damaged_result_is_not_printed(config: cv.Config, name: str, content: str, message: str):
+    cv.main(config)
+    (config.out / name).write_text(content)
+    with pytest.raises(CallError, match=message):
+        cv.main(config)
+
+
 def test_a_folder_of_another_configuration_is_refused(config: cv.Config, tmp_path: Path):
     cv.main(config)
     with pytest.raises(CallError, match=r"another configuration \(head: there 'mean', here 'mlp'\)"):
