@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxser import citations, cv, extract, metrics, page, published, report, results, tables
+from jaxser.cells import cell_config
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.digests import write_json
 from jaxser.errors import CallError, WorkError
@@ -107,7 +108,7 @@ def resolve(config: Config) -> Config:
         raise CallError(f"--control {control}: untrained weights, such as random:0, or none")
     if control == config.weights:
         raise CallError(f"--control {control} are the --weights themselves: --control none leaves the control out")
-    tables.cell_config(config, features="lld", head="mean")  # what jaxser.cv would refuse
+    cell_config(config, features="lld", head="mean")  # what jaxser.cv would refuse
     return dataclasses.replace(config, control=control, classes=extract.classes_of(config))
 
 

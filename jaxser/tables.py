@@ -1,29 +1,15 @@
-"""The paper's tables and its figure, each from cells that jaxser.cv trains: which ones, and what they look like together."""
+"""The paper's tables and its figure: which cells they are made of, and what those look like together."""
 
 import dataclasses
-import json
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from jaxser import compare, corpora, curves, cv, experiments, extract, folds, metrics, page, published, report
+from jaxser import compare, curves, cv, metrics, page, published, report
+from jaxser.cells import Cell, Work, cell_config, open_work
 from jaxser.errors import CallError, WorkError
-from jaxser.heads import HEADS
 from jaxser.report import percent, points
-from jaxser.results import Finished, read_finished
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table: what is trained for it, and what stands in its place where that cannot be."""
-
-    config: cv.Config | None
-    missing: str = ""
-    run: Finished | None = field(default=None, compare=False)
+from jaxser.results import Finished
 
 
 @dataclass(frozen=True)
@@ -35,84 +21,6 @@ class Made:
     blocks: list[str]
     cells: Mapping[str, Cell]
     picture: bytes | None = None
-
-
-def cell_config(config: Any, **flags: Any) -> cv.Config:
-    """The call of jaxser.cv that trains a cell: the corpus of the table, the flags of the cell."""
-    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(extract.Config)}
-    given |= {"folds": config.folds, "seeds": config.seeds, "updates": config.updates, "parallel": config.parallel}
-    given |= {"text_model": None, "tags": cv.Config.tags, "weights": flags.get("weights", config.weights)}
-    if flags.get("text") == "bert":
-        given |= {"text_model": config.text_model, "tags": config.tags}
-    elif flags.get("text") == "glove":
-        given |= {"text_model": str(config.glove), "tags": config.tags}
-    for features, names in extract.FLAGS_OF.items():
-        if features != flags["features"]:
-            given |= {name: getattr(cv.Config, name) for name in names}
-    found = cv.resolve(cv.Config(**(given | flags)))
-    return dataclasses.replace(found, out=config.runs / cv.config_hash(found))
-
-
-# Training the cells
-
-
-@dataclass
-class Work:
-    """A corpus with the features that cells ask for, each computed once."""
-
-    config: Any
-    corpus: corpora.Corpus
-    found: dict[str, tuple[corpora.Corpus, list[extract.Features]]] = field(default_factory=dict)
-
-    def features_of(self, cell: cv.Config) -> tuple[corpora.Corpus, list[extract.Features]]:
-        """The corpus as far as it can be used, and its features, for the head of this cell."""
-        extractors = extract.extractors_of(cell, HEADS[cell.head].inputs)
-        key = json.dumps([dict(one.settings) for one in extractors], sort_keys=True)
-        if key not in self.found:
-            self.found[key] = extract.extract_all(self.corpus, extractors, cell)
-        return self.found[key]
-
-    def largest(self, cells: Sequence[cv.Config]) -> int:
-        """The largest balanced training set that every fold allows, on the features of all these cells."""
-        largest = []
-        for cell in cells:
-            corpus, _ = self.features_of(cell)
-            labels = np.array([corpus.classes.index(u.label) for u in corpus.utterances])
-            dealt = folds.assign(corpus, cell.folds)
-            splits = folds.splits(dealt)
-            folds.check_classes(corpus.utterances, corpus.classes, dealt.names, splits)
-            largest.append(folds.largest_balanced(labels, splits, len(corpus.classes)))
-        return min(largest)
-
-    def train(self, cells: Sequence[cv.Config]) -> list[Finished]:
-        """Train what is not finished, all cells of one head and one kind of features as one program; read all."""
-        groups: dict[str, list[experiments.Experiment]] = {}
-        said: set[str] = set()
-        for cell in cells:
-            one = cv.prepare(cell, *self.features_of(cell))
-            for remark in one.remarks:
-                if remark not in said:
-                    print(remark, file=sys.stderr)
-            said |= set(one.remarks)
-            if not experiments.finished(one):
-                alike = {n: v for n, v in one.settings.items() if n not in experiments.OF_A_KIND}
-                groups.setdefault(json.dumps(alike, sort_keys=True), []).append(one)
-        for number, group in enumerate(groups.values(), 1):
-            sizes = ", ".join(str(one.config.train_size or "all") for one in group)
-            what = f"{group[0].config.head} on {' + '.join(f.extractor.name for f in group[0].features)}"
-            print(f"{number} of {len(groups)}: {what}, {sizes} examples", file=sys.stderr, flush=True)
-            experiments.run(group, time.monotonic())
-        return [read_finished(cell.out) for cell in cells]
-
-
-def open_work(config: Any) -> Work:
-    """The corpus of a table. Raises CallError as jaxser.cv does, and for one that names neither speakers nor groups."""
-    corpus = extract.open_corpus(config)
-    if not any(all(getattr(u, name) for u in corpus.utterances) for name in ("speaker", "group")):
-        raise CallError(
-            "the corpus names neither speakers nor groups, and these tables are of speakers never heard: add a column"
-        )
-    return Work(config, corpus)
 
 
 def columns_of(config: Any) -> dict[str, dict[str, str]]:
@@ -201,7 +109,11 @@ def table_2(config: Any) -> Made:
     return Made(
         title,
         [title, "", *report.text_table([header, *rows], words=(0, 1, 3)), "", *notes],
-        [page.section("UA in per cent", page.table(header, rows, words=(0, 1)), *(page.paragraph(n, "soft") for n in notes))],
+        [
+            page.section(
+                "UA in per cent", page.table(header, rows, words=(0, 1, 3)), *(page.paragraph(n, "soft") for n in notes)
+            )
+        ],
         {f"{published.TABLE_2[n].name} ({published.TABLE_2[n].reads})": cell for n, cell in cells.items()},
     )
 

@@ -39,7 +39,7 @@ FLOORS = [
     ],
     ["extract_lld", "extract_wav2vec", "extract_text", "extract", "train", "selfsupervised", "pretraining"],
     ["protocol", "results", "alignments", "citations", "page", "report", "cards", "published", "curves", "experiments"],
-    ["pretrain", "cv", "compare", "tables", "paper"],
+    ["pretrain", "cv", "compare", "cells", "tables", "paper"],
 ]
 NO_JAX = {*FLOORS[0], "lld", "glove", "extract_lld"}  # what the processes that compute descriptors load
 PACKAGE = Path(jaxser.__file__).parent

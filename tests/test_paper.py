@@ -12,7 +12,7 @@ import pytest
 import tyro
 from conftest import demand_well_formed, write_table
 
-from jaxser import cv, experiments, paper, tables
+from jaxser import cells, cv, experiments, paper, tables
 from jaxser.errors import CallError
 from jaxser.results import read_csv
 
@@ -99,7 +99,7 @@ def test_figure_2_is_one_program_a_kind_of_features_and_its_cells_are_cvs_own(
     demand_well_formed((out / "report.html").read_text())
 
     # Not the first of its program, so that each cell must have got its own part of what was trained.
-    cell = tables.cell_config(paper.resolve(call), head="meanmax", features="lld", train_size=16)
+    cell = cells.cell_config(paper.resolve(call), head="meanmax", features="lld", train_size=16)
     alone = replace(cell, out=tmp_path / "alone")
     cv.main(alone)
     for name in BYTES:
