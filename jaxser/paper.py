@@ -103,8 +103,10 @@ def resolve(config: Config) -> Config:
             where = " and ".join(f"--{home.replace('-', ' ')}" for home in homes)
             raise CallError(f"--{flag.replace('_', '-')} {value} is for {where}, not for {name_of(config)}")
     demand_at_least(config, {"train_size": 1, "seeds": 1, "updates": 1, "parallel": 0})
-    control = config.control or CONTROLS.get(config.weights, "none")
-    if control != "none" and not control.startswith("random"):
+    control = config.control
+    if control is None and name_of(config) in OWN["control"]:
+        control = CONTROLS.get(config.weights, "none")
+    if control not in (None, "none") and not control.startswith("random"):
         raise CallError(f"--control {control}: untrained weights, such as random:0, or none")
     if control == config.weights:
         raise CallError(f"--control {control} are the --weights themselves: --control none leaves the control out")

@@ -13,6 +13,7 @@ import tyro
 from conftest import demand_well_formed, write_table
 
 from jaxser import cells, cv, experiments, paper, tables
+from jaxser.command import command_line, settings_of
 from jaxser.errors import CallError
 from jaxser.results import read_csv
 
@@ -203,6 +204,14 @@ def test_a_folder_of_another_table_is_refused(home: Path, tmp_path: Path):
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(CallError, match="is no run folder"):
         paper.main(config(home, table=1, out=tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("made", [{"table": 1}, {"table": 2, "glove": Path("g.txt")}, {"figure": 2, "head": "mean"}])
+def test_the_command_on_the_page_makes_it_again(home: Path, made: dict):
+    given = paper.resolve(config(home, **made))
+    line = command_line("jaxser.paper", given, paper.NOT_IN_HASH)
+    again = paper.resolve(tyro.cli(paper.Config, args=shlex.split(line)[3:]))
+    assert settings_of(again, paper.NOT_IN_HASH) == settings_of(given, paper.NOT_IN_HASH)
 
 
 def test_untrained_weights_beside_others(home: Path):
