@@ -141,10 +141,12 @@ def last_state(call: pretrain.Config) -> int:
 
 
 def test_it_goes_on_after_ctrl_c(speech: Path, finished: Path, tmp_path: Path):
-    # The signal comes from within, once a state is saved: from outside, a fast machine is at its end before it arrives.
+    # The signal comes from within, once a state is saved: from outside, a fast machine may be at its end before it arrives.
+    # Background jobs of a shell ignore it, and so would all that they start.
     program = """
 import os, signal
 from jaxser import command, pretrain, pretraining
+signal.signal(signal.SIGINT, signal.default_int_handler)
 keep = pretraining._save
 def save(*arguments):
     keep(*arguments)
