@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxser import bert, corpora, experiments, extract, report, results, train
+from jaxser import bert, corpora, devices, experiments, extract, report, results, train
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.errors import CallError
 from jaxser.heads import DROPOUT, HEADS
@@ -52,11 +52,14 @@ class Config(extract.Config):
     dropout: float = DROPOUT
     parallel: int = 0
     """Runs at once on each device; 0: one on a CPU, as many as memory holds on an accelerator."""
+    memory: float = 0.0
+    """GiB that frames may take on each device; 0: what there is. Those that do not fit are read from disk as batches need
+    them, with the same results."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
 
 
-NOT_IN_HASH = ("cache", "out", "parallel", "jobs")
+NOT_IN_HASH = ("cache", "out", "parallel", "memory", "jobs")
 """What changes no score: where things lie, and how fast."""
 
 
@@ -64,6 +67,7 @@ def main(config: Config) -> None:
     """The whole command. Results go to stdout, everything else to stderr."""
     began = time.monotonic()
     config = resolve(config)
+    devices.prepare(config.cache)
     out = folder_of(config)
     results.finished_summary(out, settings(config))  # a folder of something else is refused before any work
     extractors = extract.extractors_of(config, HEADS[config.head].inputs)
@@ -87,7 +91,16 @@ def resolve(config: Config) -> Config:
     extract.check(config)
     if config.updates is not None and config.epochs is not None:
         raise CallError("--updates and --epochs are two ways to say one thing: give one of them")
-    least = {"train_size": 0, "seeds": 1, "updates": 1, "epochs": 1, "batch_size": 1, "parallel": 0, "average_frames": 1}
+    least = {
+        "train_size": 0,
+        "seeds": 1,
+        "updates": 1,
+        "epochs": 1,
+        "batch_size": 1,
+        "parallel": 0,
+        "memory": 0,
+        "average_frames": 1,
+    }
     demand_at_least(config, least)
     if not 0 <= config.dropout < 1:
         raise CallError(f"--dropout {config.dropout:g}: at least 0 and below 1")

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from platformdirs import user_cache_path
 
-from jaxser import audio, cards, checkpoint, contrastive, crops, pretraining, protocol, recordings, wav2vec
+from jaxser import audio, cards, checkpoint, contrastive, crops, devices, pretraining, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import differences, run_command
 from jaxser.crops import Plan
@@ -280,7 +280,7 @@ def machine() -> str:
     """What a training runs on, in words."""
     kind = jax.devices()[0].device_kind
     hosts = f"{jax.process_count()} hosts, " * (jax.process_count() > 1)
-    return f"{hosts}{jax.device_count()} x {kind}, {protocol.processor()}, {os.cpu_count()} cores"
+    return f"{hosts}{jax.device_count()} x {kind}, {devices.processor()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from conftest import write_tone
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
-from jaxser import cv, extract
+from jaxser import cv, experiments, extract
 from jaxser.errors import CallError, WorkError
 from jaxser.results import read_csv
 
@@ -139,7 +139,7 @@ def test_finished_is_printed_and_unfinished_is_done_again(config: cv.Config, cap
     cv.main(config)
     assert json.loads((config.out / "summary.json").read_text())["signature"] in first
     (config.out / "kept").replace(config.out / "summary.json")
-    monkeypatch.setattr(cv.train, "train_runs", lambda *work: pytest.fail("trained again"))
+    monkeypatch.setattr(experiments.ensemble, "train_runs", lambda *work: pytest.fail("trained again"))
     cv.main(config)
     assert capsys.readouterr().out.endswith(first)
 

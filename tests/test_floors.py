@@ -15,6 +15,7 @@ FLOORS = [
         "synthetic",
         "transcripts",
         "store",
+        "standards",
         "folds",
         "leaks",
         "metrics",
@@ -24,6 +25,7 @@ FLOORS = [
     ],
     [
         "lld",
+        "devices",
         "checkpoint",
         "spectral",
         "network",
@@ -37,7 +39,7 @@ FLOORS = [
         "aligned",
         "heads",
     ],
-    ["extract_lld", "extract_wav2vec", "extract_text", "extract", "train", "selfsupervised", "pretraining"],
+    ["extract_lld", "extract_wav2vec", "extract_text", "extract", "train", "ensemble", "selfsupervised", "pretraining"],
     ["protocol", "results", "alignments", "citations", "page", "report", "cards", "published", "curves", "experiments"],
     ["pretrain", "cv", "compare", "cells", "tables", "paper"],
 ]
