@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,13 @@ def prepare(cache: Path) -> None:
 
     Runs, and batches of files, are then shared out among the cores, where one device would share out the rows of a single
     small product: benchmarks/RESULTS.md has the effect. There are two devices at the least, also on one core: XLA compiles for
-    several in one way, however many, and for one alone in another, which rounds differently. Who states a number of devices (XLA_FLAGS, JAX_NUM_CPU_DEVICES) or a
-    folder (JAX_COMPILATION_CACHE_DIR) is heeded.
+    several in one way, however many, and for one alone in another, which rounds differently. Who states a number of devices
+    (XLA_FLAGS, JAX_NUM_CPU_DEVICES) or a folder (JAX_COMPILATION_CACHE_DIR) is heeded.
     """
     stated = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not stated:
-        try:
+        with suppress(RuntimeError):  # jax is at work already, in a program that calls ours: it keeps the devices that it has
             jax.config.update("jax_num_cpu_devices", max(2, workers()))
-        except RuntimeError:
-            pass  # jax is at work already, in a program that calls ours: it keeps the devices that it has
     if not jax.config.jax_compilation_cache_dir:
         # Code for one processor may not run on another, and caches are carried about.
         kind = text_digest(f"{processor()} {platform.machine()} {workers()} cores")[:12]

@@ -233,7 +233,8 @@ def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: boo
 
 def rooms_of(frames: Frames, runs: Sequence[Run], batch_size: int) -> tuple[int, ...]:
     """For a head that computes no padding: how many frames to make room for, so that each batch of these runs finds one that
-    fits, ascending; none for small batches. All are whole steps of 1/ROOMS of a batch's padded size, whichever runs there are."""
+    fits, ascending; none for small batches. All are whole steps of 1/ROOMS of a batch's padded size, whichever runs there
+    are."""
     if batch_size * frames.mask.shape[1] <= SMALL:
         return ()
     counts, unit = np.asarray(frames.mask).sum(1), -(-batch_size * frames.mask.shape[1] // ROOMS)

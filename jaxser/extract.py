@@ -232,8 +232,10 @@ class Features:
         return self.store.folder.name + "-RANDOM" * self.extractor.random
 
     def frames(self, utterances: Sequence[Utterance], average: int = 1) -> Frames:
-        """The frames of these utterances, in their order, `average` consecutive ones as their mean; they stay on disk until they
-        are asked for. Raises WorkError for an utterance that was not among those extracted."""
+        """The frames of these utterances, in their order, `average` consecutive ones as their mean.
+
+        They stay on disk until they are asked for. Raises WorkError for an utterance that was not among those extracted.
+        """
         if strange := [u.id for u in utterances if u.id not in self.contents]:
             raise WorkError(
                 f"{self.extractor.name} was computed for another corpus: it has nothing for {len(strange)} of "

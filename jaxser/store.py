@@ -197,7 +197,7 @@ class OnDisk:
 
 
 def averaged(frames: Float32[np.ndarray, "t d"], count: int) -> Float32[np.ndarray, "s d"]:
-    """Each `count` consecutive frames of an utterance as their mean; the last ones, where fewer are left, as the mean of those."""
+    """Each `count` consecutive frames of an utterance as their mean; where fewer are left at the end, the mean of those."""
     if count == 1:
         return frames
     whole = -(-len(frames) // count)
