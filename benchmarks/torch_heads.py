@@ -30,6 +30,35 @@ class Ragged(NamedTuple):
         return (torch.arange(self.x.shape[1]) < self.lengths[:, None]).to(self.x.device)
 
 
+class Linear(nn.Module):
+    """`mean` and `meanmax`, on what was pooled once for all updates."""
+
+    def __init__(self, features: int, classes: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.Dense_0 = nn.Linear(features, classes)
+
+    def forward(self, audio: Ragged) -> torch.Tensor:
+        """Logits f32[b, c]."""
+        return self.Dense_0(functional.dropout(audio.x.flatten(1), self.dropout, self.training))
+
+
+class Attention(nn.Module):
+    """`attention`."""
+
+    def __init__(self, features: int, classes: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.Dense_0 = nn.Linear(features, 1, bias=False)
+        self.Dense_1 = nn.Linear(features, classes)
+
+    def forward(self, audio: Ragged) -> torch.Tensor:
+        """Logits f32[b, c]."""
+        weights = _softmax_over(self.Dense_0(audio.x)[..., 0], audio.mask())
+        pooled = (weights[:, None] @ audio.x)[:, 0]
+        return self.Dense_1(functional.dropout(pooled, self.dropout, self.training))
+
+
 class MLP(nn.Module):
     """`mlp`. Like ours it averages before the linear layer and drops once for all frames."""
 
@@ -120,6 +149,18 @@ class Aligned(nn.Module):
         both = states_of(self.both, torch.cat([weights @ heard, words], -1), text.lengths)
         pooled = _highest(both, text.mask())
         return self.classes(functional.dropout(pooled, self.dropout, self.training))
+
+
+TWINS = {
+    "mean": Linear,
+    "meanmax": Linear,
+    "attention": Attention,
+    "mlp": MLP,
+    "bilstm": Voice,
+    "text": Text,
+    "aligned": Aligned,
+}
+"""By the name of the head."""
 
 
 def states_of(lstm: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,17 @@
-"""python -m benchmarks.train: updates of training a second, ours beside the ordinary loop of a torch user.
+"""python -m benchmarks.train: the training of Table 1's cells and of the recurrent heads, ours beside a torch user's loop.
 
-Both train the same runs, five folds of each seed, with the same batches. Ours is the program that `python -m jaxser.cv` runs,
-all runs in one; torch's goes through one run after the other, pads each batch to its own longest utterance and takes it as
-packed sequences. Frames are random, as many as recordings of IEMOCAP's lengths have.
+Both train the same runs, five folds of each seed, with the same batches, and both are timed from the call to the result:
+compiling, and then all updates, projected from the seconds of one. Ours is the program that `python -m jaxser.cv` runs, all
+runs in one, and the same with other strategies; torch's goes through one run after the other, eager and compiled, on one
+thread and on all. Frames are random, as many as a corpus's recordings have.
 """
 
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,291 +20,287 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from jax.sharding import Mesh
-from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import torch_heads
+from benchmarks import torch_loop
+from benchmarks.cells import Cell, standards_of
+from benchmarks.systems import ceiling
 from benchmarks.timing import (
     OtherLoad,
-    Timing,
     conclude,
     machine,
     peak_mib,
-    ratio,
     run_benchmark,
     say,
+    seconds_of,
     stamp,
     table,
-    take_turns,
 )
-from jaxser import folds, train
+from jaxser import ensemble, folds, train
 from jaxser.heads import DROPOUT, HEADS
-from jaxser.store import Frames, frame_mask
 
-FOLDS, CLASSES = 5, 4
-
-MEDIAN_SECONDS, MEAN_SECONDS = 3.58, 4.55
-"""IEMOCAP's lengths, taken as log-normal; `benchmarks.extract` has the same."""
-
-SECONDS_OF_FRAMES, SECONDS_OF_WORDS = 5.0, 8.0
-"""What the most frames and the most words stand for: sound is cropped to five seconds, and 24 words take some eight."""
-
-TORCH_THREADS = {f"torch, {n} thread{'s' * (n > 1)}": n for n in sorted({1, os.cpu_count() or 1})}
+CORES = os.cpu_count() or 1
+TORCH = {
+    f"torch{' compiled' * compiled}, {n} thread{'s' * (n > 1)}": (compiled, n)
+    for compiled in (False, True)
+    for n in sorted({1, CORES})
+}
 """torch on one core and on all: on batches this small more threads may well be slower."""
 
-SYSTEMS = ("jaxser", *TORCH_THREADS)
-
-SIZES = ("head", "utterances", "frames", "audio_features", "words", "text_features", "seeds", "updates", "parallel")
-"""The flags that a process which measures memory must be given too."""
+OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
+RUNS = (1, 5, 25, 125)
+LOOP = 5
+"""Runs of torch that are timed: its loop takes one after the other, so the others take as long."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time updates of a head's training. Takes some minutes on two cores; nothing else should run meanwhile."""
+    """Time the training of heads. Takes a quarter of an hour on two cores; nothing else should run meanwhile."""
 
-    head: Literal["mlp", "bilstm", "text", "aligned"] = "aligned"
-    utterances: int = 480
-    frames: int = 62
-    """Frames of sound that the longest utterances have: five seconds of wav2vec's, eight averaged into one."""
-    audio_features: int = 128
-    words: int = 24
-    """Words that the longest utterances have."""
-    text_features: int = 384
-    seeds: int = 2
-    """Runs of each of the five folds."""
-    rounds: int = 7
+    cells: tuple[str, ...] = (
+        "mean lld", "mean nano", "meanmax lld", "meanmax nano", "attention lld", "attention nano", "mlp lld", "mlp nano",
+        "bilstm lld", "bilstm nano", "aligned lld", "aligned nano",
+    )  # fmt: skip
+    """Heads with their features: lld, nano or large (those of wav2vec)."""
+    size: Literal["ravdess", "iemocap"] = "ravdess"
+    """Whose number of utterances and whose lengths."""
+    rounds: int = 5
     """How often each system has its turn."""
-    updates: int = 10
-    """Updates of every run a turn."""
-    parallel: int = 0
-    """Runs of ours at once; 0 takes 1 on a CPU and all elsewhere."""
+    turn: float = 0.5
+    """Seconds that a turn should take; so many updates are timed."""
+    full: str = "mean lld"
+    """The cell that is trained whole, both sides, to check the projection; none: leave it out."""
+    peaks: str = "mlp lld"
+    """The cell whose peak memory is taken; none: leave it out."""
     json: Path | None = None
     """Write everything measured to this file as well."""
     only: str | None = None
-    """One system, two turns and nothing else; this is how peak memory is taken."""
+    """`SYSTEM:RUNS`, with one cell: two turns and nothing else; this is how peak memory is taken."""
 
 
 def main(config: Config) -> None:
     """The whole benchmark."""
+    if CORES > 1 and jax.config.jax_num_cpu_devices < CORES:
+        jax.config.update("jax_num_cpu_devices", CORES)
+    cells = [Cell(*name.split(), config.size) for name in config.cells]
     if config.only:
-        call = training_call(config.only, config)
-        call()
-        call()
+        system, _, runs = config.only.rpartition(":")
+        turn = maker_of(system, cells[0], int(runs))(2)
+        turn()
+        turn()
         return
     found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]])}
     watch = OtherLoad()
-    calls = {name: training_call(name, config) for name in SYSTEMS}
-    runs = FOLDS * config.seeds
-    say(f"{len(calls)} systems, {config.rounds} rounds of {config.updates} updates of {runs} runs of {config.head}")
-    timings = take_turns(calls, config.rounds)
-    load = watch.share()
-    fastest = min(TORCH_THREADS, key=lambda name: timings[name].median)
-    ratios = {f"{config.head}_jax_over_torch": ratio(timings[fastest], timings["jaxser"])}
+    ceilings = ceiling("float32")
+    say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
+    rows = [row for cell in cells for row in rows_of(cell, config, max(ceilings.values()))]
+    ratios = {cell.name: ratio_of(rows, cell) for cell in cells}
+    found |= {"ceiling_gflops": ceilings, "rows": rows}
+    if config.full != "none":
+        found["whole"] = [whole(Cell(*config.full.split(), config.size), rows, ours) for ours in (True, False)]
+    if config.peaks != "none":
+        cell = ("--cells", config.peaks, "--size", config.size, "--only")
+        at = {f"{system}, {runs} runs": f"{system}:{runs}" for system in OURS[:1] for runs in (25, 125)}
+        at["torch, 25 runs"] = f"{next(iter(TORCH))}:25"
+        found["peak_mib"] = {name: peak_mib("benchmarks.train", *cell, only) for name, only in at.items()}
     found |= {
-        "load": load,
-        "head": config.head,
-        "runs": runs,
-        "torch": fastest,
-        "rows": [row_of(name, timing, config) for name, timing in timings.items()],
-        "ratios": {name: value["median"] for name, value in ratios.items()},
+        "load": watch.share(),
+        "ratios": {f"{name.replace(' ', '_')}_jax_over_torch": found["median"] for name, found in ratios.items()}
+        | {
+            f"{head}_jax_over_torch": min(one["median"] for name, one in ratios.items() if name.split()[0] == head)
+            for head in dict.fromkeys(cell.head for cell in cells)
+        },
         "ratio_spreads": ratios,
     }
     conclude(found, report(found), config.json)
 
 
-def training_call(system: str, config: Config) -> Callable[[], Any]:
-    """A function that makes the next `config.updates` updates of every run with one system and returns when they are done."""
-    inputs, labels = corpus_of(config)
-    runs = runs_of(config)
-    of_inputs = [standards.moments(frames) for frames in inputs]
-    standards = [tuple(standards.standardisation(of, run.train) for of in of_inputs) for run in runs]
-    if system == "jaxser":
-        return our_call(config, inputs, labels, runs, standards)
-    return torch_call(TORCH_THREADS[system], config, inputs, labels, runs, standards)
+def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
+    """A line for each system and number of runs: all take turns, round after round."""
+    made = {("jaxser", runs): maker_of("jaxser", cell, runs) for runs in RUNS}
+    made |= {(system, 25): maker_of(system, cell, 25) for system in OURS[1:]}
+    made |= {(system, LOOP): maker_of(system, cell, LOOP) for system in TORCH}
+    turns, firsts = {}, {}
+    for (system, runs), make in made.items():
+        try:
+            trial = make(4)
+            firsts[system, runs] = seconds_of(trial)
+            trial_seconds = min(seconds_of(trial) for _ in range(2))
+            # As many updates as fill a turn, but the program for them must be compiled first; torch's is there already.
+            updates = int(np.clip(config.turn / trial_seconds * 4, 4, cell.updates // 2))
+            turns[system, runs] = (make(updates), updates)
+            turns[system, runs][0]()
+        except Exception as error:  # torch.compile may fail in ways of its own: then it has no line
+            if system in OURS:
+                raise
+            say(f"{cell.name}: {system} left out: {str(error).splitlines()[0]}")
+    rounds: dict[Any, list[float]] = {key: [] for key in turns}
+    for _ in range(config.rounds):
+        for (system, runs), (turn, updates) in turns.items():
+            rounds[system, runs].append(seconds_of(turn) / updates / runs)
+    gflop, rows = cell.gflop(), []
+    for (system, runs), every in rounds.items():
+        median = float(np.median(every))
+        compiling = max(0.0, firsts[system, runs] - 4 * runs * median)
+        all_runs = runs if system == "jaxser" else 25
+        rows.append(
+            {
+                "name": cell.name,
+                "system": system,
+                "dtype": "float32",
+                "batch": train.BATCH_SIZE,
+                "runs": all_runs,
+                "seconds_per_step": median,
+                "low": min(every),
+                "high": max(every),
+                "rounds": every,
+                "compile_seconds": compiling,
+                "share": gflop / median / most,
+                "projected_seconds": compiling + all_runs * cell.updates * median,
+            }
+        )
+        say(f"{cell.name}, {system}, {runs} runs: {1e6 * median:.0f} us an update, {compiling:.1f} s to compile")
+    return rows
 
 
-def our_call(
-    config: Config,
-    inputs: tuple[Frames, ...],
-    labels: np.ndarray,
-    runs: list[train.Run],
-    standards: list[tuple[standards.Standard, ...]],
+def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Callable[[], None]]:
+    """Updates a turn -> a function that makes so many updates of every run with one system and returns when they are done."""
+    inputs, labels = cell.corpus()
+    runs = cell.runs(count, cell.updates)
+    standards = standards_of(inputs, runs)
+
+    def plans(updates: int) -> Any:
+        for turn in itertools.count():
+            some = (turn * updates, (turn + 1) * updates)
+            yield np.stack([folds.batches(r.train, train.BATCH_SIZE, *some, r.seed, r.fold, r.train_size) for r in runs])
+
+    if system in OURS:
+        return partial(our_turn, system, cell, inputs, labels, runs, standards, plans)
+    compiled, threads = TORCH[system]
+    torch._dynamo.reset()
+    learners = torch_loop.learners(cell.twin, inputs, labels, standards, compiled)
+
+    def turn_of(updates: int) -> Callable[[], None]:
+        ahead = plans(updates)
+
+        def turn() -> None:
+            torch.set_num_threads(threads)
+            for learner, plan in zip(learners, next(ahead), strict=True):
+                torch_loop.advance(learner, plan)
+
+        return turn
+
+    return turn_of
+
+
+def our_turn(
+    system: str, cell: Cell, inputs: Any, labels: Any, runs: Any, standards: Any, plans: Any, updates: int
 ) -> Callable[[], None]:
-    """The inside of `ensemble.train_runs`, on one device as torch is: the predictions left out."""
-    mesh = Mesh(np.array(jax.local_devices()[:1]), ("runs",))
-    model, tx = HEADS[config.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
-    inputs, labels = jax.device_put((inputs, labels))
-    own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *standards))
-    keys = jnp.stack([train.run_key(run.seed, run.fold, run.train_size) for run in runs])
-    state = ensemble.over_runs(partial(train.start, model, tx), mesh, 1)((inputs,), (keys,))
-    parallel = config.parallel or (1 if jax.default_backend() == "cpu" else len(runs))
-    step_all = ensemble.over_runs(partial(train.advance, model, tx), mesh, min(parallel, len(runs)))
-    plans = plans_of(config, runs)
+    """The inside of `ensemble.train_runs`: the predictions left out."""
+    local = jax.local_devices()[: 1 if system == "jaxser, one device" else max(2, len(runs))]
+    mesh = Mesh(np.array(local), ("runs",))
+    fill = -len(runs) % mesh.size  # runs that only fill up the devices, with empty plans
+    parallel = 5 if system == "jaxser, 5 runs at once" else 1
+    if jax.default_backend() != "cpu" and system == "jaxser":
+        parallel = -(-len(runs) // mesh.size)
+    model, tx = HEADS[cell.head].module(4, DROPOUT), optax.adam(train.LEARNING_RATE)
+    rooms = ensemble.rooms_of(inputs[0], runs, train.BATCH_SIZE) if hasattr(model, "room") else ()
+    rooms = rooms if parallel == 1 else rooms[-1:]
+    each = NamedSharding(mesh, PartitionSpec("runs"))
+    shared = jax.device_put((inputs, labels), NamedSharding(mesh, PartitionSpec()))
+    own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *standards, *standards[:1] * fill), each)
+    keys = [train.run_key(r.seed, r.fold, r.train_size) for r in runs] + [jax.random.key(0)] * fill
+    start = ensemble.over_runs(partial(train.start, model, tx), mesh)
+    state = start((shared[0],), (jax.device_put(jnp.stack(keys), each),))
 
-    def ours() -> None:
+    def update(inputs, labels, standards, plan, state):
+        return train.advance(model, tx, inputs, labels, standards, state, plan, rooms)
+
+    update_all, ahead = ensemble.over_runs(update, mesh, min(parallel, len(keys) // mesh.size)), plans(updates)
+
+    def turn() -> None:
         nonlocal state
-        state, losses = step_all((inputs, labels), (own, state, next(plans)))
+        plan = np.pad(next(ahead), ((0, fill), (0, 0), (0, 0)), constant_values=-1)
+        state, losses = update_all(shared, (own, jax.device_put(plan, each)), (state,))
         jax.block_until_ready((state, losses))
 
-    return ours
+    return turn
 
 
-def torch_call(
-    threads: int,
-    config: Config,
-    inputs: tuple[Frames, ...],
-    labels: np.ndarray,
-    runs: list[train.Run],
-    standards: list[tuple[standards.Standard, ...]],
-) -> Callable[[], None]:
-    """A model and an optimiser for every run, and for every fold its inputs, standardised once."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    by_fold = {run.fold: standardised(inputs, own, device) for run, own in zip(runs, standards, strict=True) if run.seed == 0}
-    learners = []
-    for run in runs:
-        model = twin_of(config).to(device).train()
-        optimiser = torch.optim.Adam(model.parameters(), train.LEARNING_RATE)
-        learners.append(Learner(model, optimiser, by_fold[run.fold], labels))
-    plans = plans_of(config, runs)
+def whole(cell: Cell, rows: list[dict[str, Any]], ours: bool) -> dict[str, Any]:
+    """One cell, 25 runs trained from the first update to the last: what the projection promised, and what it took."""
+    inputs, labels = cell.corpus()
+    runs = cell.runs(25, cell.updates)
+    standards = standards_of(inputs, runs)
+    here = [row for row in rows if row["name"] == cell.name and row["runs"] == 25]
+    if ours:
+        model, tx = HEADS[cell.head].module(4, DROPOUT), optax.adam(train.LEARNING_RATE)
+        system, work = "jaxser", lambda: ensemble.train_runs(model, tx, inputs, labels, runs, standards)
+    else:
+        system = best_of_torch(rows, cell)["system"]
+        compiled, threads = TORCH[system]
 
-    def theirs() -> None:
-        torch.set_num_threads(threads)
-        for learner, plan in zip(learners, next(plans), strict=True):
-            advance(learner, plan)
+        def work() -> None:
+            torch.set_num_threads(threads)
+            torch._dynamo.reset()
+            learners = torch_loop.learners(cell.twin, inputs, labels, standards, compiled)
+            for learner, run in zip(learners, runs, strict=True):
+                plan = folds.batches(run.train, train.BATCH_SIZE, 0, run.updates, run.seed, run.fold, run.train_size)
+                torch_loop.advance(learner, plan)
 
-    return theirs
+    promised = next((row["projected_seconds"] for row in here if row["system"] == system), None)
+    return {"name": cell.name, "system": system, "projected_seconds": promised, "seconds": seconds_of(work)}
 
 
-@dataclass(frozen=True)
-class Learner:
-    """What one run needs in torch."""
-
-    model: torch.nn.Module
-    optimiser: torch.optim.Optimizer
-    inputs: list[list[torch.Tensor]]
-    """For each kind of input the valid frames f32[t, d] of every utterance."""
-    labels: np.ndarray
+def best_of_torch(rows: list[dict[str, Any]], cell: Cell) -> dict[str, Any]:
+    """torch's fastest way to a cell's result."""
+    return min(
+        (row for row in rows if row["name"] == cell.name and row["system"] in TORCH), key=lambda row: row["projected_seconds"]
+    )
 
 
-def advance(learner: Learner, plan: np.ndarray) -> list[float]:
-    """Train one run through `plan`, i32[steps, b], as `train.advance` does. The losses, which only leave a GPU at the end."""
-    losses = []
-    for planned in plan:
-        rows = planned[planned >= 0]
-        batch = [ragged([utterances[row] for row in rows]) for utterances in learner.inputs]
-        logits = learner.model(*batch)
-        loss = functional.cross_entropy(logits, torch.from_numpy(learner.labels[rows].astype(np.int64)).to(logits.device))
-        learner.optimiser.zero_grad()
-        loss.backward()
-        learner.optimiser.step()
-        losses.append(loss.detach())
-    return [float(loss) for loss in losses]
+def ratio_of(rows: list[dict[str, Any]], cell: Cell) -> dict[str, Any]:
+    """How many times as fast as torch at its best ours comes to the result of 25 runs, round by round."""
+    ours = next(r for r in rows if (r["name"], r["system"], r["runs"]) == (cell.name, "jaxser", 25))
+    theirs = best_of_torch(rows, cell)
 
+    def seconds(row: Mapping[str, Any]) -> np.ndarray:
+        return row["compile_seconds"] + 25 * cell.updates * np.array(row["rounds"])
 
-def ragged(utterances: list[torch.Tensor]) -> torch_heads.Ragged:
-    """A batch, padded to its own longest."""
-    return torch_heads.Ragged(pad_sequence(utterances, batch_first=True), torch.tensor([len(x) for x in utterances]))
-
-
-def standardised(
-    inputs: tuple[Frames, ...], standards: tuple[standards.Standard, ...], device: str = "cpu"
-) -> list[list[torch.Tensor]]:
-    """The valid frames of every utterance for torch, in the scale of a run's training rows."""
-    return [
-        [
-            torch.from_numpy((x[mask] - of.mean) / of.scale).to(device)
-            for x, mask in zip(frames.x, frames.mask, strict=True)
-        ]
-        for frames, of in zip(inputs, standards, strict=True)
-    ]  # fmt: skip
-
-
-def corpus_of(config: Config) -> tuple[tuple[Frames, ...], np.ndarray]:
-    """What the head reads, and labels i32[n]."""
-    random = np.random.default_rng(0)
-    spread = (2 * np.log(MEAN_SECONDS / MEDIAN_SECONDS)) ** 0.5
-    seconds = MEDIAN_SECONDS * np.exp(spread * random.normal(size=config.utterances))
-
-    def frames_of(longest: int, whole: float, features: int) -> Frames:
-        counts = np.clip(np.round(seconds / whole * longest), 1, longest).astype(int)
-        x = random.normal(3, 2, (config.utterances, longest, features)).astype(np.float32)
-        mask = frame_mask(counts, longest)
-        return Frames(np.where(mask[..., None], x, 0), mask)
-
-    kinds = {
-        "audio": frames_of(config.frames, SECONDS_OF_FRAMES, config.audio_features),
-        "text": frames_of(config.words, SECONDS_OF_WORDS, config.text_features),
-    }
-    labels = (np.arange(config.utterances) % CLASSES).astype(np.int32)
-    return tuple(kinds[kind] for kind in HEADS[config.head].inputs), labels
-
-
-def runs_of(config: Config) -> list[train.Run]:
-    """Five folds of every seed."""
-    rows = np.arange(config.utterances)
-    of = rows // CLASSES % FOLDS
-    return [
-        train.Run(seed, fold, 0, config.updates, rows[of != fold], rows[of == fold])
-        for seed in range(config.seeds)
-        for fold in range(FOLDS)
-    ]
-
-
-def plans_of(config: Config, runs: list[train.Run]) -> Iterator[np.ndarray]:
-    """The batches i32[r, steps, b] of one turn after the other."""
-    for turn in count():
-        start, stop = turn * config.updates, (turn + 1) * config.updates
-        yield np.stack(
-            [folds.batches(run.train, train.BATCH_SIZE, start, stop, run.seed, run.fold, run.train_size) for run in runs]
-        )
-
-
-def twin_of(config: Config) -> torch.nn.Module:
-    """torch's module of a head."""
-    made = {"mlp": torch_heads.MLP, "bilstm": torch_heads.Voice, "text": torch_heads.Text, "aligned": torch_heads.Aligned}
-    features = {"audio": config.audio_features, "text": config.text_features}
-    return made[config.head](*(features[kind] for kind in HEADS[config.head].inputs), CLASSES, DROPOUT)
-
-
-def row_of(name: str, timing: Timing, config: Config) -> dict[str, Any]:
-    """One line of the table and of the JSON. Seconds are those of one update of one run."""
-    updates = config.updates * config.seeds * FOLDS
-    flags = [word for size in SIZES for word in (f"--{size.replace('_', '-')}", str(getattr(config, size)))]
-    return {
-        "name": f"update of {config.head}",
-        "system": name,
-        "dtype": "float32",
-        "batch": train.BATCH_SIZE,
-        "seconds_per_step": timing.median / updates,
-        "low": min(timing.rounds) / updates,
-        "high": max(timing.rounds) / updates,
-        "compile_seconds": timing.compiling,
-        "peak_mib": peak_mib("benchmarks.train", "--only", name, *flags),
-    }
+    each = seconds(theirs) / seconds(ours)
+    found = {"median": float(np.median(each)), "low": float(each.min()), "high": float(each.max())}
+    return found | {"beside": theirs["system"]}
 
 
 def report(found: dict[str, Any]) -> str:
     """Everything as Markdown."""
-    header = ["what", "system", "batch", "ms an update", "fastest", "slowest", "updates/s", "compile s", "peak MiB"]
+    header = ["cell", "system", "runs", "us an update", "fastest", "slowest", "of ceiling", "compile s", "all of it, s"]
     rows = [
         [
             row["name"],
             row["system"],
-            str(row["batch"]),
-            *(f"{1000 * row[name]:.2f}" for name in ("seconds_per_step", "low", "high")),
-            f"{1 / row['seconds_per_step']:.1f}",
+            str(row["runs"]),
+            *(f"{1e6 * row[name]:.1f}" for name in ("seconds_per_step", "low", "high")),
+            f"{row['share']:.0%}",
             f"{row['compile_seconds']:.1f}",
-            f"{row['peak_mib']:.0f}",
+            f"{row['projected_seconds']:.0f}",
         ]
         for row in found["rows"]
     ]
-    ratios = [
-        f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}), beside {found['torch']}"
-        for name, v in found["ratio_spreads"].items()
-    ]
-    return "\n".join([*stamp(found), "", table(header, rows), "", *ratios])
+    ceilings = ", ".join(f"{name} {value:.0f}" for name, value in found["ceiling_gflops"].items())
+    lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table(header, rows), ""]
+    for name, v in found["ratio_spreads"].items():
+        lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
+    for name in dict.fromkeys(row["name"] for row in found["rows"]):
+        of = {row["runs"]: row for row in found["rows"] if row["name"] == name and row["system"] == "jaxser"}
+        each = np.array(of[125]["rounds"]) / np.array(of[25]["rounds"])
+        lines.append(f"- {name}, a run of 125 beside one of 25: {np.median(each):.3f} ({each.min():.3f} to {each.max():.3f})")
+    for one in found.get("whole", ()):
+        lines.append(
+            f"- {one['name']}, {one['system']}, whole: {one['seconds']:.1f} s, projected {one['projected_seconds']:.1f}"
+        )
+    lines += [f"- peak MiB, {name}: {value:.0f}" for name, value in found.get("peak_mib", {}).items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

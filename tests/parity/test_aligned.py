@@ -1,4 +1,4 @@
-"""The recurrent heads against torch's packed LSTMs with the same weights: logits and the gradient of every parameter."""
+"""The heads against torch's, those with LSTMs on packed sequences, with the same weights: logits and every gradient."""
 
 from functools import partial
 from typing import Any
@@ -11,8 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
 
-from benchmarks import torch_heads  # noqa: E402 (torch is optional)
-from benchmarks import train as benchmark  # noqa: E402
+from benchmarks import (
+    torch_heads,
+    torch_loop,
+)
 from jaxser import heads, train  # noqa: E402
 from jaxser.aligned import Aligned, Text, Voice  # noqa: E402
 from jaxser.checkpoint import named_leaves  # noqa: E402
@@ -28,12 +30,16 @@ SMALL, REAL = 6, 100
 DTYPES = {"float32": 1e-5, "float64": 1e-9}
 
 OURS = {
+    "linear": lambda width: heads.Linear(CLASSES, 0.0),
+    "attention": lambda width: heads.Attention(CLASSES, 0.0),
     "mlp": lambda width: heads.MLP(CLASSES, 0.0),
     "bilstm": lambda width: Voice(CLASSES, 0.0, width, 12),
     "text": lambda width: Text(CLASSES, 0.0, width),
     "aligned": lambda width: Aligned(CLASSES, 0.0, width),
 }
 THEIRS = {
+    "linear": lambda width: torch_heads.Linear(FEATURES, CLASSES, 0.0),
+    "attention": lambda width: torch_heads.Attention(FEATURES, CLASSES, 0.0),
     "mlp": lambda width: torch_heads.MLP(FEATURES, CLASSES, 0.0),
     "bilstm": lambda width: torch_heads.Voice(FEATURES, CLASSES, 0.0, width, 12),
     "text": lambda width: torch_heads.Text(TEXT_FEATURES, CLASSES, 0.0, width),
@@ -50,7 +56,8 @@ def frames_of(counts: np.ndarray, features: int, dtype: str, seed: int) -> Frame
 
 def inputs_of(name: str, dtype: str) -> tuple[Frames, ...]:
     audio, text = frames_of(FRAMES, FEATURES, dtype, 0), frames_of(WORDS, TEXT_FEATURES, dtype, 1)
-    return {"text": (text,), "aligned": (audio, text)}.get(name, (audio,))
+    pooled = frames_of(np.ones(len(FRAMES), int), FEATURES, dtype, 2)
+    return {"text": (text,), "aligned": (audio, text), "linear": (pooled,)}.get(name, (audio,))
 
 
 def as_torch(frames: Frames) -> Any:
@@ -138,6 +145,6 @@ def test_the_benchmarks_two_trainings_are_one(name: str):
         standards = tuple(Standard(np.full(f.x.shape[-1], 0.5), np.full(f.x.shape[-1], 2.0)) for f in inputs)
         state = train.State(params, tx.init(params), jax.random.key(0), jnp.zeros((), jnp.int32))
         _, losses = jax.jit(partial(train.advance, module, tx))(inputs, labels, standards, state, plan)
-        theirs = benchmark.standardised(jax.tree.map(np.asarray, inputs), standards)
-        learner = benchmark.Learner(twin, torch.optim.Adam(twin.parameters(), 1e-2), theirs, labels)
-        compare(f"losses of {name}", {"losses": losses}, {"losses": np.array(benchmark.advance(learner, plan))}, 1e-9)
+        theirs = torch_loop.standardised(jax.tree.map(np.asarray, inputs), standards)
+        learner = torch_loop.Learner(twin, torch.optim.Adam(twin.parameters(), 1e-2), theirs, labels)
+        compare(f"losses of {name}", {"losses": losses}, {"losses": np.array(torch_loop.advance(learner, plan))}, 1e-9)
