@@ -1,4 +1,4 @@
-"""What `benchmarks.train` times: a corpus of random frames with the lengths of real ones, its runs, and the work of an update."""
+"""What `benchmarks.train` times: random frames with the lengths of a real corpus, the runs on them, the work of an update."""
 
 from dataclasses import dataclass
 from functools import partial

@@ -1,6 +1,6 @@
-"""python -m benchmarks.paper: from raw audio to the paper's tables and figure, stage by stage, in one program from a cold start.
+"""python -m benchmarks.paper: from raw audio to the paper's tables and figure, stage by stage, in one go from a cold start.
 
-The corpus is one of your own (--corpus, --root), or noise written to files of IEMOCAP's number, speakers, sessions and lengths.
+The corpus is one of your own (--corpus, --root), or noise in files of IEMOCAP's number, speakers, sessions and lengths.
 """
 
 import csv
@@ -23,7 +23,7 @@ from benchmarks.timing import OtherLoad, conclude, machine, run_benchmark, say, 
 from jaxser import audio, devices, extract, paper
 
 SPEAKERS, SESSIONS, LABELS = 10, 5, ("neutral", "happy", "sad", "angry")
-WORDS = [
+WORDS = ("so", "I", "do", "not", "know", "what", "that", "was", "like", "well", "yeah", "go")
     "the",
     "a",
     "I",

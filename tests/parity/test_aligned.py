@@ -11,10 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
 
-from benchmarks import (
-    torch_heads,
-    torch_loop,
-)
+from benchmarks import torch_heads, torch_loop  # noqa: E402 (torch is optional)
 from jaxser import heads, train  # noqa: E402
 from jaxser.aligned import Aligned, Text, Voice  # noqa: E402
 from jaxser.checkpoint import named_leaves  # noqa: E402
