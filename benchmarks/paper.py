@@ -24,27 +24,6 @@ from jaxser import audio, devices, extract, paper
 
 SPEAKERS, SESSIONS, LABELS = 10, 5, ("neutral", "happy", "sad", "angry")
 WORDS = ("so", "I", "do", "not", "know", "what", "that", "was", "like", "well", "yeah", "go")
-    "the",
-    "a",
-    "I",
-    "you",
-    "it",
-    "not",
-    "know",
-    "what",
-    "that",
-    "this",
-    "is",
-    "was",
-    "do",
-    "just",
-    "like",
-    "so",
-    "well",
-    "yeah",
-    "go",
-    "get",
-]
 
 
 @dataclass(frozen=True)
