@@ -22,7 +22,7 @@ from jaxser.store import Frames, Store, load_frames
 
 
 @dataclass(frozen=True)
-class Config(hosts.Flags):
+class Config:
     """Compute the features of a corpus and keep them, so that later runs need neither the audio nor the weights."""
 
     corpus: Literal["synthetic", "iemocap", "ravdess", "emodb", "csv"] = "synthetic"
@@ -61,6 +61,9 @@ class Config(hosts.Flags):
     """Processes that compute descriptors, or threads that decode for wav2vec; 0: one a core."""
     cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
     """Where features are stored between runs."""
+    coordinator: hosts.Coordinator = None
+    processes: hosts.Processes = None
+    process: hosts.Process = None
 
 
 FLAGS_OF = {"lld": ("lld_window", "lld_hop"), "wav2vec": ("weights", "layer", "precision")}

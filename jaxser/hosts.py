@@ -16,12 +16,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tyro
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
@@ -40,23 +40,21 @@ FOR_EVER = 10**9
 """Milliseconds, eleven days: a barrier wants a limit, and ends before it when a host is lost."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """Where the other hosts are: the same for every command that runs on several."""
+Coordinator = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Several hosts: HOST:PORT of the first one (`auto` on a TPU pod or under Slurm). Each runs the same command."
+    ),
+]
+Processes = Annotated[int | None, tyro.conf.arg(help="How many hosts.")]
+Process = Annotated[int | None, tyro.conf.arg(help="Which one this is, from 0.")]
+"""The flags of every command that runs on several hosts. By annotation and not by inheritance, which would put them first."""
 
-    coordinator: str | None = None
-    """Several hosts: HOST:PORT of the first one (`auto` on a TPU pod or under Slurm). Each runs the same command."""
-    processes: int | None = None
-    """How many hosts."""
-    process: int | None = None
-    """Which one this is, from 0."""
-
-
-FLAGS = tuple(field.name for field in fields(Flags))
+FLAGS = ("coordinator", "processes", "process")
 """Their names: they change no score."""
 
 
-def check(config: Flags) -> None:
+def check(config: Any) -> None:
     """Raise CallError for flags that contradict each other."""
     hosts = (config.processes, config.process)
     if config.coordinator in (None, "auto"):
@@ -69,7 +67,7 @@ def check(config: Flags) -> None:
         )
 
 
-def join(config: Flags) -> None:
+def join(config: Any) -> None:
     """Connect with the other hosts where there are any, before anything else is asked of jax."""
     if config.coordinator is None:
         return
@@ -89,7 +87,7 @@ def join(config: Flags) -> None:
 
 
 @contextmanager
-def joined(config: Flags) -> Iterator[None]:
+def joined(config: Any) -> Iterator[None]:
     """The work of a command on all hosts: begun together and ended together, for none goes on where another failed."""
     join(config)
     try:

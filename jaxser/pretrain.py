@@ -30,7 +30,7 @@ from jaxser.selfsupervised import make_learner
 
 
 @dataclass(frozen=True)
-class Config(hosts.Flags):
+class Config:
     """Train a wav2vec on unlabelled speech and write weights that every other command takes (--weights OUT).
 
     Work that was cut short goes on with the same command.
@@ -85,6 +85,9 @@ class Config(hosts.Flags):
     """GiB in which decoded recordings are kept from one epoch to the next."""
     cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
     """Where digests of the recordings are remembered."""
+    coordinator: hosts.Coordinator = None
+    processes: hosts.Processes = None
+    process: hosts.Process = None
 
 
 def main(config: Config) -> None:
