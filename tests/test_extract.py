@@ -55,6 +55,18 @@ def test_only_what_is_new_is_computed(table: Path, tmp_path: Path, monkeypatch: 
     assert len(seen) == 1
 
 
+def test_what_is_there_already_leaves_a_gap_in_its_part(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    lines = table.read_text().splitlines()
+    some = table.with_name("some.csv")
+    some.write_text("\n".join(lines[number] for number in (0, 1, 21, 48)))
+    run(some, tmp_path / "cache")
+    sizes, original = [], extractor.write_part
+    monkeypatch.setattr(extractor, "write_part", lambda store, part: (sizes.append(len(part)), original(store, part)))
+    run(table, tmp_path / "cache")
+    assert sizes == [7, 8, 7, 8, 8, 7]
+
+
 @pytest.mark.parametrize("change", [{"lld_window": 25.0}, {"lld_hop": 10.0}, {"crop": "centre"}, {"max_seconds": 0.3}])
 def test_settings_never_share_a_store(table: Path, tmp_path: Path, change: dict):
     _, store, *_ = run(table, tmp_path / "cache")
