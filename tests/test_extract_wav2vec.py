@@ -108,7 +108,7 @@ def test_settings_and_weights_never_share_a_store(table: Path, tmp_path: Path, c
     if "features" in change:
         change = change | {"weights": "nano"}  # the default, which descriptors do not look at
     one, other = (extract.sound_extractor(config(table, tmp_path, **c)) for c in ({}, change))
-    assert open_store(tmp_path, one.settings).folder != extract.open_store(tmp_path, other.settings).folder
+    assert open_store(tmp_path, one.settings).folder != open_store(tmp_path, other.settings).folder
 
 
 def test_a_store_made_by_other_weights_is_refused(table: Path, tmp_path: Path):

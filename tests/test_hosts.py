@@ -23,7 +23,7 @@ from jaxser.store import load_frames
 TABLES = ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv")
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from jaxser import command, cv, extract, extract_lld, extractor, hosts, train
 from jaxser.errors import WorkError
@@ -36,6 +36,8 @@ def write_part(store, part):
         file.writelines(entry.content + chr(10) for entry in part)
     if os.environ.get("KILLED") == me:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "KILLED" in os.environ:
+        time.sleep(100)  # in the midst of work when the other is gone
 extractor.write_part = write_part
 if os.environ.get("FAILS") == me:
     def train_runs(model, tx, inputs, labels, runs, *rest, **more):
@@ -126,8 +128,13 @@ def test_a_host_that_is_killed_ends_the_others_and_the_same_command_goes_on(home
     call = config(home, tmp_path / "cache")
     killed, other = on_two(call, "extract", tmp_path, KILLED="0")
     assert killed.returncode == -signal.SIGKILL
-    # It hears that the connection is gone, with no wait for a heartbeat. jax aborts us where it is the first to say so.
-    assert (other.returncode, "another host was lost" in other.stderr) in ((1, True), (-signal.SIGABRT, False)), other
+    # It hears that the connection is gone, with no wait for a heartbeat. On a busy machine jax can be the first to say so, and
+    # then aborts us in words of its own.
+    lines = {
+        1: "jaxser: another host was lost: run the same command again on all of them",
+        -signal.SIGABRT: "another task died",
+    }
+    assert lines[other.returncode] in other.stderr
     before = [*written(tmp_path, 0), *written(tmp_path, 1)]
     assert written(tmp_path, 0)
     assert len(before) < 48
