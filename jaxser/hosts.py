@@ -250,8 +250,8 @@ def _leave(reason: str) -> None:
 
 def _watch() -> None:
     # Who waits at a barrier hears at once when a host is lost, also in the midst of work; jax, where it is faster, aborts us
-    # then with a stack of its own. Two barriers, each short of somebody until the end: the first host's thread waits at one for all the
-    # others, theirs at the other for the first host.
+    # then with a stack of its own. Two barriers, each short of somebody until the end: the first host's thread waits at one for
+    # all the others, theirs at the other for the first host.
     here, there = ("first", "others") if first() else ("others", "first")
     wait_at = ocp.multihost.get_barrier_sync_fn()
 
