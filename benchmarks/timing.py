@@ -15,9 +15,9 @@ from typing import Any
 
 import tyro
 
+from jaxser.devices import processor
 from jaxser.digests import write_json
 from jaxser.errors import CallError
-from jaxser.protocol import processor
 
 LIBRARIES = ("jax", "jaxlib", "flax", "torch", "fairseq", "numpy", "soundfile")
 OTHER_LOAD = 0.05

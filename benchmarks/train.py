@@ -116,8 +116,8 @@ def training_call(system: str, config: Config) -> Callable[[], Any]:
     """A function that makes the next `config.updates` updates of every run with one system and returns when they are done."""
     inputs, labels = corpus_of(config)
     runs = runs_of(config)
-    of_inputs = [train.moments(frames) for frames in inputs]
-    standards = [tuple(train.standardisation(of, run.train) for of in of_inputs) for run in runs]
+    of_inputs = [standards.moments(frames) for frames in inputs]
+    standards = [tuple(standards.standardisation(of, run.train) for of in of_inputs) for run in runs]
     if system == "jaxser":
         return our_call(config, inputs, labels, runs, standards)
     return torch_call(TORCH_THREADS[system], config, inputs, labels, runs, standards)
@@ -128,17 +128,17 @@ def our_call(
     inputs: tuple[Frames, ...],
     labels: np.ndarray,
     runs: list[train.Run],
-    standards: list[tuple[train.Standard, ...]],
+    standards: list[tuple[standards.Standard, ...]],
 ) -> Callable[[], None]:
-    """The inside of `train.train_runs`, on one device as torch is: the predictions left out."""
+    """The inside of `ensemble.train_runs`, on one device as torch is: the predictions left out."""
     mesh = Mesh(np.array(jax.local_devices()[:1]), ("runs",))
     model, tx = HEADS[config.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
     inputs, labels = jax.device_put((inputs, labels))
     own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *standards))
     keys = jnp.stack([train.run_key(run.seed, run.fold, run.train_size) for run in runs])
-    state = train.over_runs(partial(train.start, model, tx), mesh, 1)((inputs,), (keys,))
+    state = ensemble.over_runs(partial(train.start, model, tx), mesh, 1)((inputs,), (keys,))
     parallel = config.parallel or (1 if jax.default_backend() == "cpu" else len(runs))
-    step_all = train.over_runs(partial(train.advance, model, tx), mesh, min(parallel, len(runs)))
+    step_all = ensemble.over_runs(partial(train.advance, model, tx), mesh, min(parallel, len(runs)))
     plans = plans_of(config, runs)
 
     def ours() -> None:
@@ -155,7 +155,7 @@ def torch_call(
     inputs: tuple[Frames, ...],
     labels: np.ndarray,
     runs: list[train.Run],
-    standards: list[tuple[train.Standard, ...]],
+    standards: list[tuple[standards.Standard, ...]],
 ) -> Callable[[], None]:
     """A model and an optimiser for every run, and for every fold its inputs, standardised once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -208,7 +208,7 @@ def ragged(utterances: list[torch.Tensor]) -> torch_heads.Ragged:
 
 
 def standardised(
-    inputs: tuple[Frames, ...], standards: tuple[train.Standard, ...], device: str = "cpu"
+    inputs: tuple[Frames, ...], standards: tuple[standards.Standard, ...], device: str = "cpu"
 ) -> list[list[torch.Tensor]]:
     """The valid frames of every utterance for torch, in the scale of a run's training rows."""
     return [

@@ -27,11 +27,13 @@ from matplotlib.figure import Figure
 from jaxser import audio
 from jaxser.audio import SAMPLE_RATE
 from jaxser.corpora import Corpus
+from jaxser.ensemble import Trained
 from jaxser.errors import CallError
 from jaxser.extract import Features
 from jaxser.results import softmax, write_csv
+from jaxser.standards import standardised
 from jaxser.store import Frames
-from jaxser.train import Run, Trained, standardised
+from jaxser.train import Run
 
 SPREADS = (1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 """Where the colours may end, in times the even share. A weight is below e^2 = 7.4 times it and above its inverse; the first

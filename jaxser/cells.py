@@ -27,7 +27,8 @@ class Cell:
 def cell_config(config: Any, **flags: Any) -> cv.Config:
     """The call of jaxser.cv that trains a cell: the corpus of the table, the flags of the cell."""
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(extract.Config)}
-    given |= {"folds": config.folds, "seeds": config.seeds, "updates": config.updates, "parallel": config.parallel}
+    given |= {"folds": config.folds, "seeds": config.seeds, "updates": config.updates}
+    given |= {"parallel": config.parallel, "memory": config.memory}
     given |= {"text_model": None, "tags": cv.Config.tags, "weights": flags.get("weights", config.weights)}
     if flags.get("text") == "bert":
         given |= {"text_model": config.text_model, "tags": config.tags}

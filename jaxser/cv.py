@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxser import bert, corpora, experiments, extract, hosts, report, results, train
+from jaxser import bert, corpora, devices, experiments, extract, hosts, report, results, train
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.errors import CallError
 from jaxser.heads import DROPOUT, HEADS
@@ -51,17 +51,21 @@ class Config(extract.Config):
     dropout: float = DROPOUT
     parallel: int = 0
     """Runs at once on each device; 0: one on a CPU, as many as memory holds on an accelerator."""
+    memory: float = 0.0
+    """GiB that frames may take on each device; 0: what there is. Those that do not fit are read from disk as batches need
+    them, with the same results."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
 
 
-NOT_IN_HASH = ("cache", "out", "parallel", "jobs", *hosts.FLAGS)
+NOT_IN_HASH = ("cache", "out", "parallel", "memory", "jobs", *hosts.FLAGS)
 """What changes no score: where things lie, and how fast."""
 
 
 def main(config: Config) -> None:
     """The whole command. Results go to stdout, everything else to stderr."""
     config = resolve(config)
+    devices.prepare(config.cache)
     with hosts.joined(config):
         validate(config)
 
@@ -93,7 +97,16 @@ def resolve(config: Config) -> Config:
     extract.check(config)
     if config.updates is not None and config.epochs is not None:
         raise CallError("--updates and --epochs are two ways to say one thing: give one of them")
-    least = {"train_size": 0, "seeds": 1, "updates": 1, "epochs": 1, "batch_size": 1, "parallel": 0, "average_frames": 1}
+    least = {
+        "train_size": 0,
+        "seeds": 1,
+        "updates": 1,
+        "epochs": 1,
+        "batch_size": 1,
+        "parallel": 0,
+        "memory": 0,
+        "average_frames": 1,
+    }
     demand_at_least(config, least)
     if not 0 <= config.dropout < 1:
         raise CallError(f"--dropout {config.dropout:g}: at least 0 and below 1")

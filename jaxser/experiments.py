@@ -13,15 +13,16 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxser import alignments, folds, hosts, leaks, metrics, protocol, report, results, shares, train
+from jaxser import alignments, ensemble, folds, hosts, leaks, metrics, protocol, report, results, shares, train
 from jaxser.corpora import Corpus
 from jaxser.digests import write_json
 from jaxser.errors import CallError
 from jaxser.extract import Features
-from jaxser.heads import HEADS, averaged
+from jaxser.heads import HEADS
+from jaxser.standards import moments, standardisation
 from jaxser.store import Frames
 
-OF_A_KIND = ("train_size", "seeds", "out", "parallel")
+OF_A_KIND = ("train_size", "seeds", "out", "parallel", "memory")
 """In what experiments may differ that train in one program; all else fixes shapes, features or what an update computes."""
 
 
@@ -113,7 +114,7 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
         runs.append(make_runs(one))
     together = [run for some in runs for run in some]
     inputs = inputs_of(first)
-    moments = [train.moments(frames) for frames in inputs]
+    of_inputs = [moments(frames) for frames in inputs]
     model = head.module(len(first.corpus.classes), config.dropout)
     total, mine = (sum(run.updates for run in some) for some in (together, hosts.share(together)))
     hidden = not (hosts.first() and sys.stderr.isatty())
@@ -123,16 +124,17 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
             bar.update(updates)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
-        def train_some(some: list[train.Run]) -> train.Trained:
-            return train.train_runs(
+        def train_some(some: list[train.Run]) -> ensemble.Trained:
+            return ensemble.train_runs(
                 model,
                 optax.adam(config.learning_rate),
                 tuple(map(head.summarise, inputs)),
                 first.labels,
                 some,
-                [tuple(train.standardisation(of, run.train) for of in moments) for run in some],
+                [tuple(standardisation(of, run.train) for of in of_inputs) for run in some],
                 config.batch_size,
                 config.parallel,
+                config.memory,
                 progress=progress,
             )
 
@@ -154,7 +156,7 @@ def _write(
     runs: list[train.Run],
     model: Any,
     inputs: tuple[Frames, ...],
-    trained: train.Trained,
+    trained: ensemble.Trained,
     placed: list[int],
     seconds: float,
 ) -> None:
@@ -176,11 +178,8 @@ def _write(
 
 def inputs_of(one: Experiment) -> tuple[Frames, ...]:
     """What the head reads, in its order; of the sound, frames averaged as the configuration says."""
-    frames = [features.frames(one.corpus.utterances) for features in one.features]
-    return tuple(
-        averaged(f, one.config.average_frames) if features.of == "audio" and HEADS[one.config.head].average else f
-        for f, features in zip(frames, one.features, strict=True)
-    )
+    average = one.config.average_frames if HEADS[one.config.head].average else 1
+    return tuple(f.frames(one.corpus.utterances, average if f.of == "audio" else 1) for f in one.features)
 
 
 def make_runs(one: Experiment) -> list[train.Run]:
@@ -194,7 +193,7 @@ def make_runs(one: Experiment) -> list[train.Run]:
     return runs
 
 
-def predictions_of(runs: list[train.Run], trained: train.Trained, n: int) -> tuple[np.ndarray, np.ndarray]:
+def predictions_of(runs: list[train.Run], trained: ensemble.Trained, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Predicted class of every utterance, i64[seeds, n], and the fold whose run predicted it, i64[n]."""
     seeds = len({run.seed for run in runs})
     predicted, fold = np.zeros((seeds, n), np.int64), np.zeros(n, np.int64)
@@ -204,7 +203,7 @@ def predictions_of(runs: list[train.Run], trained: train.Trained, n: int) -> tup
     return predicted, fold
 
 
-def summarise(one: Experiment, runs: list[train.Run], trained: train.Trained, placed: list[int]) -> dict[str, Any]:
+def summarise(one: Experiment, runs: list[train.Run], trained: ensemble.Trained, placed: list[int]) -> dict[str, Any]:
     """The scores with their intervals and the counts: summary.json without signature and time.
 
     `placed` is the device of each run, of all devices of all hosts; those that got none are not counted.

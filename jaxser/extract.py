@@ -11,7 +11,20 @@ from typing import Annotated, Any, Literal
 import tyro
 from platformdirs import user_cache_path
 
-from jaxser import audio, bert, corpora, extract_lld, extract_text, extract_wav2vec, hosts, lld, synthetic, transcripts, wav2vec
+from jaxser import (
+    audio,
+    bert,
+    corpora,
+    devices,
+    extract_lld,
+    extract_text,
+    extract_wav2vec,
+    hosts,
+    lld,
+    synthetic,
+    transcripts,
+    wav2vec,
+)
 from jaxser.architecture import Architecture
 from jaxser.command import demand_at_least, run_command, workers
 from jaxser.corpora import Corpus, Utterance
@@ -76,6 +89,7 @@ SOUND_FLAGS = ("features", *(flag for flags in FLAGS_OF.values() for flag in fla
 def main(config: Config) -> None:
     """The whole command: a line each of what is in the store afterwards."""
     check(config)
+    devices.prepare(config.cache)
     with hosts.joined(config):
         extract_and_report(config)
 
@@ -206,14 +220,17 @@ class Features:
         """The name of the store, unique to the settings, with what must be said of the weights."""
         return self.store.folder.name + "-RANDOM" * self.extractor.random
 
-    def frames(self, utterances: Sequence[Utterance]) -> Frames:
-        """The frames of these utterances, in their order. Raises WorkError for one that was not among those extracted."""
+    def frames(self, utterances: Sequence[Utterance], average: int = 1) -> Frames:
+        """The frames of these utterances, in their order, `average` consecutive ones as their mean.
+
+        They stay on disk until they are asked for. Raises WorkError for an utterance that was not among those extracted.
+        """
         if strange := [u.id for u in utterances if u.id not in self.contents]:
             raise WorkError(
                 f"{self.extractor.name} was computed for another corpus: it has nothing for {len(strange)} of "
                 f"{len(utterances)} utterances, {strange[0]} first"
             )
-        return load_frames(self.store, [self.contents[u.id] for u in utterances])
+        return load_frames(self.store, [self.contents[u.id] for u in utterances], average)
 
 
 def extract_all(corpus: Corpus, extractors: Sequence[Extractor], config: Config) -> tuple[Corpus, list[Features]]:

@@ -80,7 +80,10 @@ def join(config: Any) -> None:
         return
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
-        raise CallError(f"the hosts have {', '.join(map(str, devices.values()))} devices: each must have as many as the others")
+        raise CallError(
+            f"the hosts have {', '.join(map(str, devices.values()))} devices: each must have as many "
+            "(of CPUs, JAX_NUM_CPU_DEVICES says how many)"
+        )
     _watch()
     with _without_gloo_on_stdout():
         barrier()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxser import citations, cv, extract, hosts, metrics, page, published, report, results, tables
+from jaxser import citations, cv, devices, extract, hosts, metrics, page, published, report, results, tables
 from jaxser.cells import cell_config
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.digests import write_json
@@ -46,6 +46,8 @@ class Config(extract.Config):
     """Length of training in every cell, in place of each head's own: for a quick look."""
     parallel: int = 0
     """Runs at once on each device; 0: one on a CPU, as many as memory holds on an accelerator."""
+    memory: float = 0.0
+    """GiB that frames may take on each device; 0: what there is."""
     runs: Path = Path("runs")
     """Where the cells' run folders lie."""
     out: Path | None = None
@@ -64,6 +66,7 @@ NOT_IN_HASH = (*cv.NOT_IN_HASH, "runs")
 def main(config: Config) -> None:
     """The whole command. The table goes to stdout, everything else to stderr."""
     config = resolve(config)
+    devices.prepare(config.cache)
     with hosts.joined(config):
         make(config)
 
@@ -110,7 +113,7 @@ def resolve(config: Config) -> Config:
         if (value := getattr(config, flag)) != getattr(Config, flag) and name_of(config) not in homes:
             where = " and ".join(f"--{home.replace('-', ' ')}" for home in homes)
             raise CallError(f"--{flag.replace('_', '-')} {value} is for {where}, not for {name_of(config)}")
-    demand_at_least(config, {"train_size": 1, "seeds": 1, "updates": 1, "parallel": 0})
+    demand_at_least(config, {"train_size": 1, "seeds": 1, "updates": 1, "parallel": 0, "memory": 0})
     control = config.control
     if control is None and name_of(config) in OWN["control"]:
         control = CONTROLS.get(config.weights, "none")

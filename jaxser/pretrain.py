@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from platformdirs import user_cache_path
 
-from jaxser import audio, cards, checkpoint, contrastive, crops, hosts, pretraining, protocol, recordings, wav2vec
+from jaxser import audio, cards, checkpoint, contrastive, crops, devices, hosts, pretraining, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import differences, run_command
 from jaxser.crops import Plan
@@ -263,7 +263,7 @@ def machine() -> str:
     """What a training runs on, in words."""
     kind = jax.devices()[0].device_kind
     joined = f"{hosts.count()} hosts, " * (hosts.count() > 1)
-    return f"{joined}{jax.device_count()} x {kind}, {protocol.processor()}, {os.cpu_count()} cores"
+    return f"{joined}{jax.device_count()} x {kind}, {devices.processor()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from jaxser import __version__, aligned
 from jaxser.command import workers
 from jaxser.corpora import Corpus
+from jaxser.devices import processor
 from jaxser.digests import text_digest
 from jaxser.extract import Features
 from jaxser.folds import Folds
@@ -79,15 +79,6 @@ def _rule_name(corpus: Corpus, folds: Folds) -> str:
     if not folds.speaker_independent:
         return "RANDOM"
     return "group" if set(folds.names) == {u.group for u in corpus.utterances} else "speaker"
-
-
-def processor() -> str:
-    """The name of this machine's processor, as well as it tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n")
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def device_in_words(devices: Sequence[Any]) -> str:

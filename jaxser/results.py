@@ -15,8 +15,9 @@ from jaxser import metrics
 from jaxser.command import differences
 from jaxser.corpora import Corpus
 from jaxser.digests import write_json
+from jaxser.ensemble import CHUNK, Trained
 from jaxser.errors import CallError
-from jaxser.train import CHUNK, Run, Trained
+from jaxser.train import Run
 
 
 def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Frames on disk, addressed by what they were computed from, and in memory, padded.
+"""Frames on disk, addressed by what they were computed from, and in memory, padded, or read from there when they are asked for.
 
 A store is a folder for one extractor with one set of settings. It holds parts; a part is a plain .npy of frames laid end to
 end and a JSON file that says which content (sha256 of an audio file, or of a text) has which of them. The JSON is written
@@ -6,25 +6,28 @@ last and under its final name only when whole, so a part is there or it is not, 
 """
 
 import json
+import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32, Int
 
 from jaxser.digests import text_digest, write_json
 from jaxser.errors import WorkError
 
 
 class Frames(NamedTuple):
-    """Padded frames of n utterances. Padding may hold any finite number: only `mask` says which frames there are."""
+    """Padded frames of n utterances, the valid ones of each first. Padding may hold any finite number: only `mask` says which
+    frames there are."""
 
     x: Any
-    """f32[n, t, d]"""
+    """f32[n, t, d]: an array, or an `OnDisk` that gives one for the rows asked for."""
     mask: Any
     """bool[n, t]"""
 
@@ -136,20 +139,79 @@ def _checksum(path: Path) -> int:
     return found
 
 
-def load_frames(store: Store, contents: Sequence[str]) -> Frames:
-    """The frames of the named contents, in that order, padded with zeros to the longest: f32[n, t, d], bool[n, t].
+def load_frames(store: Store, contents: Sequence[str], average: int = 1) -> Frames:
+    """The frames of the named contents, in that order, padded with zeros to the longest: f32[n, t, d], bool[n, t]. They stay on
+    disk until they are asked for. `average`: so many consecutive ones as their mean.
 
     Raises WorkError where one of them is not in the store.
     """
     if absent := [c for c in contents if c not in store.rows]:
         raise WorkError(f"{store.folder} has no frames for {len(absent)} of {len(contents)} utterances: extract first")
-    counts = np.array([store.rows[c].count for c in contents], np.int64)
-    x = np.zeros((len(contents), counts.max(initial=0), store.width), np.float32)
-    parts = {path: np.load(path, mmap_mode="r") for path in {store.rows[c].part for c in contents}}
-    for i, content in enumerate(contents):
-        row = store.rows[content]
-        x[i, : row.count] = parts[row.part][row.start : row.start + row.count]
-    return Frames(x, frame_mask(counts, x.shape[1]))
+    x = OnDisk(tuple(store.rows[c] for c in contents), store.width, average)
+    return Frames(x, frame_mask(x.counts, x.shape[1]))
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Frames f32[n, t, d] of n utterances that stay where they are: `x[rows]` reads those rows, `numpy.asarray(x)` all of them.
+
+    With `average` above 1, that many consecutive frames are averaged into one as they are read; padding is zeros.
+    """
+
+    rows: tuple[Row, ...]
+    width: int
+    average: int = 1
+
+    @cached_property
+    def counts(self) -> Int[np.ndarray, " n"]:
+        """How many frames each utterance has."""
+        return np.array([-(-row.count // self.average) for row in self.rows], np.int64)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """n, t, d."""
+        return len(self.rows), int(self.counts.max(initial=0)), self.width
+
+    @property
+    def nbytes(self) -> int:
+        """What all of it would take in memory."""
+        return 4 * math.prod(self.shape)
+
+    @cached_property
+    def _parts(self) -> dict[Path, np.ndarray]:
+        return {path: np.load(path, mmap_mode="r") for path in {row.part for row in self.rows}}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Int[np.ndarray, " k"]) -> Float32[np.ndarray, "k t d"]:
+        x = np.zeros((len(rows), *self.shape[1:]), np.float32)
+        for number, out in zip(rows, x, strict=True):
+            row = self.rows[number]
+            frames = averaged(self._parts[row.part][row.start : row.start + row.count], self.average)
+            out[: len(frames)] = frames
+        return x
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[np.arange(len(self))]
+
+
+def averaged(frames: Float32[np.ndarray, "t d"], count: int) -> Float32[np.ndarray, "s d"]:
+    """Each `count` consecutive frames of an utterance as their mean; where fewer are left at the end, the mean of those."""
+    if count == 1:
+        return frames
+    whole = -(-len(frames) // count)
+    blocks = np.pad(frames, ((0, whole * count - len(frames)), (0, 0))).reshape(whole, count, frames.shape[1])
+    there = np.full(whole, count)
+    there[-1:] -= whole * count - len(frames)
+    return (blocks.sum(1) / there[:, None]).astype(np.float32)
+
+
+def blocks(frames: Frames, size: int = 256) -> Iterator[Frames]:
+    """The same frames, some rows at a time, so that those of a large corpus are never in memory all at once."""
+    for first in range(0, len(frames.x), size):
+        rows = np.arange(first, min(first + size, len(frames.x)))
+        yield Frames(np.asarray(frames.x[rows]), np.asarray(frames.mask[rows]))
 
 
 def frame_mask(counts: np.ndarray, width: int) -> Bool[np.ndarray, "n t"]:

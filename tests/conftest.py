@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxser", "beartype.beartype")
 
-from jaxser.architecture import NANO  # noqa: E402 (after the hook)
+from jaxser import devices  # noqa: E402 (after the hook)
+from jaxser.architecture import NANO  # noqa: E402
+
+# As the commands do. Many tests compile the same programs.
+COMPILED = tempfile.TemporaryDirectory(prefix="jaxser-compiled-")
+devices.prepare(Path(COMPILED.name))
 
 # How long a drawn example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("jaxser", deadline=None)

@@ -15,6 +15,7 @@ FLOORS = [
         "synthetic",
         "transcripts",
         "store",
+        "standards",
         "folds",
         "leaks",
         "metrics",
@@ -24,6 +25,7 @@ FLOORS = [
     ],
     [
         "lld",
+        "devices",
         "checkpoint",
         "spectral",
         "network",
@@ -45,6 +47,7 @@ FLOORS = [
         "extractor",
         "extract",
         "train",
+        "ensemble",
         "shares",
         "selfsupervised",
         "pretraining",

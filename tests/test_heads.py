@@ -2,10 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from jaxser.heads import HEADS, MLP_PARAMETERS, averaged, mlp_parameters, mlp_width
+from jaxser.heads import HEADS, MLP_PARAMETERS, end_to_end, mlp_parameters, mlp_width
 from jaxser.store import Frames, frame_mask
 
 FOUR = ("mean", "meanmax", "attention", "mlp")
@@ -113,23 +111,25 @@ def test_mlp_capacity_matches(features: int, width: int):
     assert sum(p.size for p in jax.tree.leaves(params)) == mlp_parameters(features, width, 4)
 
 
-def test_averaged_frames_worked_by_hand():
-    x = np.zeros((2, 5, 1), np.float32)
-    x[0, :, 0], x[1, :3, 0] = [1, 3, 5, 7, 9], [2, 4, 6]
-    x[1, 3:] = 99  # padding may hold anything
-    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
-    found = averaged(Frames(x, mask), 2)
-    np.testing.assert_array_equal(found.mask, [[1, 1, 1], [1, 1, 0]])
-    np.testing.assert_array_equal(found.x[..., 0], [[2, 6, 9], [3, 6, 0]])
-    assert averaged(Frames(x, mask), 1).x is x
+def test_frames_laid_end_to_end_worked_by_hand():
+    x = np.arange(1, 9, dtype=np.float32).reshape(2, 4, 1)
+    frames = Frames(x, frame_mask(np.array([3, 2]), 4))
+    laid, member = end_to_end(frames, 6)
+    np.testing.assert_array_equal(laid[:5, 0], [1, 2, 3, 5, 6])
+    np.testing.assert_array_equal(member, [[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 0]])
+    assert end_to_end(frames)[1].shape == (8, 2)
 
 
-@given(st.integers(1, 7), st.lists(st.integers(1, 23), min_size=1, max_size=5))
-def test_averaging_keeps_the_mean_of_whole_blocks(count: int, lengths: list[int]):
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(len(lengths), 23, 3)).astype(np.float32)
-    frames = averaged(Frames(x, np.arange(23) < np.array(lengths)[:, None]), count)
-    assert frames.mask.sum(1).tolist() == [-(-n // count) for n in lengths]
-    for row, n in enumerate(lengths):
-        whole = n // count
-        np.testing.assert_allclose(frames.x[row, :whole].sum(0) * count, x[row, : whole * count].sum(0), atol=1e-4)
+def test_room_beyond_the_frames_of_a_batch_changes_nothing():
+    frames = frames_of(extra=3, junk=1e3)
+    module, params = module_and_params("mlp", frames)
+
+    def loss(params, room):
+        logits = module.clone(room=room).apply({"params": params}, frames, train=True, rngs={"dropout": jax.random.key(3)})
+        return (logits * jnp.arange(12.0).reshape(4, 3)).sum()
+
+    exact = jax.grad(loss)(params, int(COUNTS.sum()))
+    for room in (None, int(COUNTS.sum()) + 5):
+        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=2e-5), exact, jax.grad(loss)(params, room))
+    too_small = jax.grad(loss)(params, int(COUNTS.sum()) - 6)
+    assert not np.allclose(too_small["Dense_1"]["kernel"], exact["Dense_1"]["kernel"], atol=2e-5)

@@ -36,13 +36,13 @@ def config(home: Path, **changes) -> paper.Config:
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many runs each program trained, as they are started."""
-    found, train = [], experiments.train.train_runs
+    found, train = [], experiments.ensemble.train_runs
 
     def counted(*given, **more):
         found.append(len(given[4]))
         return train(*given, **more)
 
-    monkeypatch.setattr(experiments.train, "train_runs", counted)
+    monkeypatch.setattr(experiments.ensemble, "train_runs", counted)
     return found
 
 

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxser.errors import WorkError
-from jaxser.store import Entry, folder_of, load_frames, open_store, write_part
+from jaxser.store import Entry, averaged, blocks, folder_of, load_frames, open_store, write_part
 
 SETTINGS = {"extractor": "lld", "width": 3, "window_ms": 50.0}
 
@@ -26,9 +28,13 @@ def test_round_trip_in_any_order(tmp_path: Path):
     frames = load_frames(store, ["c", "a", "b", "a"])
     assert frames.x.shape == (4, 7, 3)
     assert frames.mask.sum(1).tolist() == [1, 4, 7, 4]
+    x = np.asarray(frames.x)
     for i, name in enumerate(["c", "a", "b", "a"]):
-        np.testing.assert_array_equal(frames.x[i][frames.mask[i]], entries[name].frames)
-        assert not frames.x[i][~frames.mask[i]].any()
+        np.testing.assert_array_equal(x[i][frames.mask[i]], entries[name].frames)
+        assert not x[i][~frames.mask[i]].any()
+    np.testing.assert_array_equal(frames.x[np.array([2, 0])], x[[2, 0]])
+    assert frames.x.nbytes == x.nbytes
+    assert [len(some.x) for some in blocks(frames, 3)] == [3, 1]
 
 
 def test_other_settings_are_another_store(tmp_path: Path):
@@ -87,3 +93,22 @@ def test_same_work_same_bytes(tmp_path: Path):
         write_part(open_store(tmp_path / cache, SETTINGS), [entry("a", 2), entry("b", 3)])
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / c).rglob("*.*")} for c in ("one", "two"))
     assert one == two
+
+
+def test_averaged_frames_worked_by_hand(tmp_path: Path):
+    store = open_store(tmp_path, SETTINGS | {"width": 1})
+    frames = {"a": [1, 3, 5, 7, 9], "b": [2, 4, 6]}
+    write_part(store, [Entry(name, np.array(x, np.float32)[:, None]) for name, x in frames.items()])
+    found = load_frames(open_store(tmp_path, SETTINGS | {"width": 1}), ["a", "b"], average=2)
+    np.testing.assert_array_equal(found.mask, [[1, 1, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(np.asarray(found.x)[..., 0], [[2, 6, 9], [3, 6, 0]])
+
+
+@given(st.integers(1, 7), st.integers(1, 23))
+def test_averaging_keeps_the_mean_of_whole_blocks(count: int, length: int):
+    x = np.random.default_rng(length).normal(size=(length, 3)).astype(np.float32)
+    found, whole = averaged(x, count), length // count
+    assert found.dtype == np.float32
+    assert len(found) == -(-length // count)
+    np.testing.assert_allclose(found[:whole].sum(0) * count, x[: whole * count].sum(0), atol=1e-4)
+    np.testing.assert_allclose(found[whole:].sum(0), x[whole * count :].mean(0) if length % count else 0, atol=1e-5)

@@ -4,16 +4,20 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jaxser import train
-from jaxser.errors import WorkError
+from jaxser import ensemble, train
+from jaxser.errors import CallError, WorkError
 from jaxser.folds import batches
-from jaxser.heads import HEADS
+from jaxser.heads import HEADS, mlp_width
+from jaxser.standards import moments, standardisation
 from jaxser.store import Frames, frame_mask
 
 SOME = ("mean", "meanmax", "attention", "mlp")
@@ -32,18 +36,18 @@ def runs_of(count: int, updates: int = 30, n: int = 40) -> list[train.Run]:
     return [train.Run(i // 5, i % 5, 0, updates, rows[rows % 5 != i % 5], rows[rows % 5 == i % 5]) for i in range(count)]
 
 
-def trained(head: str, runs: list[train.Run], dropout: float = 0.2, rate: float = 1e-2, **options) -> train.Trained:
+def trained(head: str, runs: list[train.Run], dropout: float = 0.2, rate: float = 1e-2, **options) -> ensemble.Trained:
     frames, labels = problem()
     kinds = len(HEADS[head].inputs)  # a head that reads words reads the same frames as words
-    moments = train.moments(frames)
-    standards = [(train.standardisation(moments, run.train),) * kinds for run in runs]
-    return train.train_runs(
+    of = moments(frames)
+    standards = [(standardisation(of, run.train),) * kinds for run in runs]
+    return ensemble.train_runs(
         HEADS[head].module(3, dropout), optax.adam(rate), (HEADS[head].summarise(frames),) * kinds, labels, runs, standards,
         batch_size=6, **options,
     )  # fmt: skip
 
 
-def row_of(result: train.Trained, i: int):
+def row_of(result: ensemble.Trained, i: int):
     return jax.tree.map(lambda leaf: leaf[i], result.params), result.logits[i], result.losses[i]
 
 
@@ -92,19 +96,24 @@ def test_an_empty_step_changes_nothing_at_all():
     frames, labels = problem()
     tx, module = optax.adam(1e-2), HEADS["mlp"].module(3, 0.5)
     step = jax.jit(partial(train.advance, module, tx))
-    standard = (train.standardisation(train.moments(frames), np.arange(40)),)
+    standard = (standardisation(moments(frames), np.arange(40)),)
     state = train.start(module, tx, (frames,), train.run_key(0, 0, 0))
     state, _ = step((frames,), labels, standard, state, jnp.arange(12, dtype=jnp.int32).reshape(2, 6))
-    after, losses = step((frames,), labels, standard, state, jnp.full((3, 6), -1, jnp.int32))
+    empty, rows = jnp.full((2, 6), -1, jnp.int32), jnp.arange(18, 24, dtype=jnp.int32)[None]
+    after, losses = step((frames,), labels, standard, state, empty)
     assert_same_bits((after.params, after.optimiser, after.step), (state.params, state.optimiser, state.step))
     assert np.isnan(losses).all()
+    among, losses = step((frames,), labels, standard, state, jnp.concatenate([empty, rows, empty]))
+    alone, _ = step((frames,), labels, standard, state, rows)
+    assert_same_bits((among.params, among.optimiser, among.step), (alone.params, alone.optimiser, alone.step))
+    assert np.isfinite(losses).tolist() == [False, False, True, False, False]
 
 
 def test_short_batches_weigh_their_rows_alone():
     frames, labels = problem()
     tx, module = optax.sgd(1.0), HEADS["attention"].module(3, 0.0)
     step = jax.jit(partial(train.advance, module, tx))
-    standard = (train.standardisation(train.moments(frames), np.arange(40)),)
+    standard = (standardisation(moments(frames), np.arange(40)),)
     state = train.start(module, tx, (frames,), train.run_key(0, 0, 0))
     exact, _ = step((frames,), labels, standard, state, jnp.array([[3, 8]], jnp.int32))
     filled, _ = step((frames,), labels, standard, state, jnp.array([[3, -1, 8, -1, -1]], jnp.int32))
@@ -121,8 +130,10 @@ def test_test_rows_touch_nothing_of_the_training():
             x[run.test] = 1e6
             y[run.test] = (y[run.test] + 1) % 3
         changed = Frames(x, frames.mask)
-        standard = train.standardisation(train.moments(changed), run.train)
-        results.append(train.train_runs(HEADS["mlp"].module(3, 0.2), optax.adam(1e-2), (changed,), y, [run], [(standard,)], 6))
+        standard = standardisation(moments(changed), run.train)
+        results.append(
+            ensemble.train_runs(HEADS["mlp"].module(3, 0.2), optax.adam(1e-2), (changed,), y, [run], [(standard,)], 6)
+        )
     assert_same_bits(
         (results[0].params, results[0].standards, results[0].losses),
         (results[1].params, results[1].standards, results[1].losses),
@@ -134,7 +145,7 @@ def test_standardisation_is_that_of_all_training_frames():
     frames, _ = problem()
     rows = np.array([1, 5, 9, 30])
     every = np.concatenate([frames.x[i][frames.mask[i]] for i in rows]).astype(np.float64)
-    standard = train.standardisation(train.moments(frames), rows)
+    standard = standardisation(moments(frames), rows)
     np.testing.assert_allclose(standard.mean, every.mean(0), rtol=1e-6)
     np.testing.assert_allclose(standard.scale, every.std(0), rtol=1e-6)
 
@@ -142,7 +153,7 @@ def test_standardisation_is_that_of_all_training_frames():
 def test_a_constant_feature_is_left_as_it_is():
     frames, _ = problem()
     frames.x[:, :, 2] = -99.0018
-    assert train.standardisation(train.moments(frames), np.arange(40)).scale[2] == 1
+    assert standardisation(moments(frames), np.arange(40)).scale[2] == 1
 
 
 def test_training_equals_adam_written_by_hand():
@@ -150,7 +161,7 @@ def test_training_equals_adam_written_by_hand():
     frames, labels = problem()
     run = runs_of(1, updates=40)[0]
     result = trained("mean", [run], dropout=0.0)
-    standard = train.standardisation(train.moments(frames), run.train)
+    standard = standardisation(moments(frames), run.train)
     pooled = np.array([x[m].mean(0, dtype=np.float64) for x, m in zip(frames.x, frames.mask, strict=True)])
     pooled = (pooled - standard.mean) / standard.scale
 
@@ -185,24 +196,145 @@ def test_a_loss_that_is_not_finite_names_its_run():
         trained("mean", runs_of(3), rate=float("inf"))
 
 
+def test_rooms_hold_every_batch_and_depend_on_it_alone():
+    frames, _ = problem(n=40)
+    wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))  # frames enough to be worth it
+    counts, runs = wide.mask.sum(1), runs_of(3)
+    rooms = ensemble.rooms_of(wide, runs, 6)
+    assert ensemble.rooms_of(frames, runs, 6) == ()
+    assert list(rooms) == sorted({room for run in runs for room in ensemble.rooms_of(wide, [run], 6)})
+    for run in runs:
+        for rows in batches(run.train, 6, 0, run.updates, run.seed, run.fold, run.train_size):
+            filled = counts[np.where(rows < 0, rows.max(), rows)].sum()
+            first = min(room for room in rooms if room >= filled)
+            assert first - filled < 6 * 90 / ensemble.ROOMS + 1
+
+
+def test_training_with_rooms_is_training_without():
+    frames, labels = problem(n=40)
+    wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))
+    runs, module, tx = runs_of(2), HEADS["mlp"].module(3, 0.2), optax.adam(1e-2)
+    work = ((wide,), labels, runs, [(standardisation(moments(wide), run.train),) for run in runs], 6)
+    found = ensemble.train_runs(module, tx, *work, parallel=1)
+    alone = ensemble.train_runs(module, tx, work[0], labels, runs[1:], work[3][1:], 6, parallel=1)
+    assert_same_bits(row_of(alone, 0), row_of(found, 1))
+    at_once = ensemble.train_runs(module, tx, *work, parallel=2)  # one room, the largest, for all
+    padded = ensemble.train_runs(Padded(3, 0.2), tx, *work)
+    for other in (at_once, padded):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), found.logits, other.logits)
+
+
+class Padded(nn.Module):
+    """The MLP in its plain form: every frame is computed, padding too."""
+
+    classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, frames, train):
+        width = mlp_width(frames.x.shape[-1], self.classes)
+        x = nn.relu(nn.Dense(width)(frames.x))
+        x = nn.Dropout(self.dropout, broadcast_dims=(1,))(x, deterministic=not train)
+        x = nn.relu(nn.Dense(width)(x))
+        pooled = jnp.where(frames.mask[..., None], x, 0).sum(1) / frames.mask.sum(1, keepdims=True)
+        return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
+
+
+@pytest.mark.parametrize(("head", "parallel"), [("attention", 1), ("mlp", 1), ("mlp", 2), ("text", 1)])
+def test_frames_that_do_not_fit_are_streamed_with_the_same_bits(head: str, parallel: int):
+    # A table holds 64 rows at the least, two of them an eighth of these 1,400: more than ten times what a device is given.
+    frames, labels = problem(n=1400)
+    random = np.random.default_rng(1)
+    runs = [
+        train.Run(0, fold, 0, updates, random.permutation(1400)[:300], random.permutation(1400)[:150])
+        for fold, updates in enumerate((25, 40, 12))
+    ]
+    of = moments(frames)
+    standards = [(standardisation(of, run.train),) for run in runs]
+    work = (HEADS[head].module(3, 0.2), optax.adam(1e-2), (frames,), labels, runs, standards, 6, parallel)
+    memory = frames.x.nbytes * parallel / 10 / 2**30
+    whole, streamed = ensemble.train_runs(*work), ensemble.train_runs(*work, memory)
+    assert_same_bits(
+        (whole.params, whole.standards, whole.logits, whole.losses),
+        (streamed.params, streamed.standards, streamed.logits, streamed.losses),
+    )
+    with pytest.raises(CallError, match=r"--memory .*: frames of two batches of 64 utterances need"):
+        ensemble.train_runs(*work, memory / 4)
+
+
+@given(st.integers(1, 3), st.lists(st.integers(-1, 30), min_size=12, max_size=12))
+def test_a_table_holds_what_its_rows_need(devices: int, rows: list[int]):
+    frames, labels = problem(n=31)
+    asked = np.array(rows, np.int32).reshape(6, 2)
+    ((table,), of_table), places = ensemble.table_of((frames,), labels, asked, devices)
+    assert table.x.shape[:2] == of_table.shape == (devices, 12 // devices)
+    for run, (mine, place) in enumerate(zip(asked, places, strict=True)):
+        there = mine >= 0
+        assert (place >= 0).tolist() == there.tolist()
+        device = run * devices // 6
+        np.testing.assert_array_equal(table.x[device][place[there]], frames.x[mine[there]])
+        np.testing.assert_array_equal(of_table[device][place[there]], labels[mine[there]])
+        assert there.sum() < 2 or (mine[0] < mine[1]) == (place[0] < place[1])
+
+
 DEVICES = """
 import sys; sys.path.insert(0, {tests!r})
 from test_train import runs_of, trained
 import jax, numpy as np
 assert len(jax.local_devices()) == {count}
-result = trained("mlp", runs_of(7), parallel=1)
-assert result.devices == {count}, result.devices
-np.savez({out!r}, *result.logits)
+found = [trained(head, runs_of(7), parallel=1) for head in ("attention", "mlp")]
+assert found[0].devices == {count}, found[0].devices
+np.savez({out!r}, *found[0].logits, *found[1].logits)
+"""
+
+PMAP = """
+import sys; sys.path.insert(0, {tests!r})
+from functools import partial
+from test_train import problem, runs_of
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh
+from jaxser import ensemble, train
+from jaxser.folds import batches
+from jaxser.heads import HEADS
+from jaxser.standards import moments, standardisation
+frames, labels = problem()
+runs, model, tx = runs_of(4), HEADS["mlp"].module(3, 0.2), optax.adam(1e-2)
+of = moments(frames)
+own = jax.tree.map(lambda *leaves: np.stack(leaves), *[(standardisation(of, r.train),) for r in runs])
+keys = jnp.stack([train.run_key(r.seed, r.fold, r.train_size) for r in runs])
+plan = np.stack([batches(r.train, 6, 0, 20, r.seed, r.fold, 0) for r in runs])
+
+def one(inputs, labels, standards, plan, key):
+    state = train.start(model, tx, inputs, key)
+    return train.advance(model, tx, inputs, labels, standards, state, plan)
+
+mesh = Mesh(np.array(jax.local_devices()), ("runs",))
+assert mesh.size == 4
+ours = ensemble.over_runs(one, mesh)(((frames,), labels), (own, plan, keys))
+theirs = jax.pmap(one, in_axes=(None, None, 0, 0, 0))((frames,), labels, own, plan, keys)
+for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        np.testing.assert_array_equal(one, two)
 """
 
 
-def test_four_devices_give_the_bits_of_one(tmp_path):
-    # Seven runs do not divide by four: the eighth place is filled with a run that does nothing.
-    for count in (1, 4):
+def run_on_devices(count: int, code: str) -> None:
+    flags = f"--xla_force_host_platform_device_count={count}"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
+
+
+def test_four_devices_give_the_bits_of_pmap():
+    run_on_devices(4, PMAP.format(tests=os.path.dirname(__file__)))
+
+
+def test_any_number_of_devices_gives_the_same(tmp_path):
+    # Seven runs do not divide by four: the eighth place is filled with a run that does nothing. One device alone is compiled
+    # in another way, and rounds differently.
+    for count in (1, 2, 4):
         code = DEVICES.format(tests=os.path.dirname(__file__), count=count, out=str(tmp_path / f"{count}.npz"))
-        flags = f"--xla_force_host_platform_device_count={count}"
-        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
-    one, four = (np.load(tmp_path / f"{count}.npz") for count in (1, 4))
-    assert len(one.files) == 7
+        run_on_devices(count, code)
+    one, two, four = (np.load(tmp_path / f"{count}.npz") for count in (1, 2, 4))
+    assert len(one.files) == 14
     for name in one.files:
-        np.testing.assert_array_equal(one[name], four[name])
+        np.testing.assert_array_equal(two[name], four[name])
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5)

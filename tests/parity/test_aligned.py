@@ -17,6 +17,7 @@ from jaxser import heads, train  # noqa: E402
 from jaxser.aligned import Aligned, Text, Voice  # noqa: E402
 from jaxser.checkpoint import named_leaves  # noqa: E402
 from jaxser.lstm import BiLSTM  # noqa: E402
+from jaxser.standards import Standard  # noqa: E402
 from jaxser.store import Frames, frame_mask  # noqa: E402
 
 # One frame, all frames, and between; never the same number of frames and words in an utterance.
@@ -134,7 +135,7 @@ def test_the_benchmarks_two_trainings_are_one(name: str):
         # Adam would move both of torch's biases by a full step each, and so their sum, our one bias, by two.
         for parameter in (p for n, p in twin.named_parameters() if "bias_hh" in n):
             parameter.requires_grad_(False)
-        standards = tuple(train.Standard(np.full(f.x.shape[-1], 0.5), np.full(f.x.shape[-1], 2.0)) for f in inputs)
+        standards = tuple(Standard(np.full(f.x.shape[-1], 0.5), np.full(f.x.shape[-1], 2.0)) for f in inputs)
         state = train.State(params, tx.init(params), jax.random.key(0), jnp.zeros((), jnp.int32))
         _, losses = jax.jit(partial(train.advance, module, tx))(inputs, labels, standards, state, plan)
         theirs = benchmark.standardised(jax.tree.map(np.asarray, inputs), standards)

@@ -1,0 +1,82 @@
+"""What programs run on: a CPU's cores as devices, how much memory a device has for frames, and compiled programs kept."""
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxser.command import workers
+from jaxser.digests import text_digest
+
+SHARE = 0.6
+"""Of a device's free memory, what frames may take; the rest is for training."""
+
+
+def prepare(cache: Path) -> None:
+    """Before anything else of jax: make each core of a CPU a device, and keep compiled programs in the cache folder.
+
+    Runs, and batches of files, are then shared out among the cores, where one device would share out the rows of a single
+    small product: benchmarks/RESULTS.md has the effect. There are two devices at the least, also on one core: XLA compiles for
+    several in one way, however many, and for one alone in another, which rounds differently. Who states a number of devices
+    (XLA_FLAGS, JAX_NUM_CPU_DEVICES) or a folder (JAX_COMPILATION_CACHE_DIR) is heeded.
+    """
+    stated = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not stated:
+        with suppress(RuntimeError):  # jax is at work already, in a program that calls ours: it keeps the devices that it has
+            jax.config.update("jax_num_cpu_devices", max(2, workers()))
+    if not jax.config.jax_compilation_cache_dir:
+        # Code for one processor may not run on another, and caches are carried about.
+        kind = text_digest(f"{processor()} {platform.machine()} {workers()} cores")[:12]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / kind))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def dealt(runs: int, hosts: int, devices: int) -> list[int]:
+    """The device of every run: dealt in turn to the hosts and, on each, to its devices. Numbered host by host.
+
+    No two devices differ by more than one run; each host has the runs that hosts.share gives it.
+    """
+    return [run % hosts * devices + run // hosts % devices for run in range(runs)]
+
+
+def in_blocks(runs: int, devices: int) -> list[int | None]:
+    """The runs of one host, dealt to its devices in turn, as one block for each; None fills a block up to the longest."""
+    longest = -(-runs // devices)
+    blocks = ([*range(device, runs, devices)] for device in range(devices))
+    return [run for block in blocks for run in [*block, *[None] * (longest - len(block))]]
+
+
+def free_memory(device: Any) -> int | None:
+    """Bytes that an accelerator has left; None on a CPU, and where it does not tell."""
+    memory = device.memory_stats() if device.platform != "cpu" else None
+    if not memory or "bytes_limit" not in memory:
+        return None
+    return memory["bytes_limit"] - memory["bytes_in_use"]
+
+
+def memory_for_frames(device: Any) -> float:
+    """Bytes that frames may take on a device where nobody says."""
+    free = free_memory(device)
+    if free is None:  # a CPU's devices share the machine's memory, and each has a copy
+        free = _available() / jax.local_device_count()
+    return SHARE * free
+
+
+def _available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().split("\n")
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def processor() -> str:
+    """The name of this machine's processor, as well as it tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
