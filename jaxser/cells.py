@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxser import corpora, cv, experiments, extract, folds
+from jaxser import corpora, cv, experiments, extract, folds, hosts
 from jaxser.errors import CallError
 from jaxser.heads import HEADS
 from jaxser.results import Finished, read_finished
@@ -78,15 +77,15 @@ class Work:
             one = cv.prepare(cell, *self.features_of(cell))
             for remark in one.remarks:
                 if remark not in said:
-                    print(remark, file=sys.stderr)
+                    hosts.say(remark)
             said |= set(one.remarks)
-            if not experiments.finished(one):
+            if not hosts.of_first(lambda one=one: experiments.finished(one)):
                 alike = {n: v for n, v in one.settings.items() if n not in experiments.OF_A_KIND}
                 groups.setdefault(json.dumps(alike, sort_keys=True), []).append(one)
         for number, group in enumerate(groups.values(), 1):
             sizes = ", ".join(str(one.config.train_size or "all") for one in group)
             what = f"{group[0].config.head} on {' + '.join(f.extractor.name for f in group[0].features)}"
-            print(f"{number} of {len(groups)}: {what}, {sizes} examples", file=sys.stderr, flush=True)
+            hosts.say(f"{number} of {len(groups)}: {what}, {sizes} examples")
             experiments.run(group, time.monotonic())
         return [read_finished(cell.out) for cell in cells]
 

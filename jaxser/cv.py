@@ -1,7 +1,6 @@
 """python -m jaxser.cv: speaker-independent cross-validation, all folds and seeds in one program: a score and its interval."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxser import bert, corpora, devices, experiments, extract, report, results, train
+from jaxser import bert, corpora, devices, experiments, extract, hosts, report, results, train
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.errors import CallError
 from jaxser.heads import DROPOUT, HEADS
@@ -59,24 +58,31 @@ class Config(extract.Config):
     """The run folder itself. Default: runs/<hash of the configuration>."""
 
 
-NOT_IN_HASH = ("cache", "out", "parallel", "memory", "jobs")
+NOT_IN_HASH = ("cache", "out", "parallel", "memory", "jobs", *hosts.FLAGS)
 """What changes no score: where things lie, and how fast."""
 
 
 def main(config: Config) -> None:
     """The whole command. Results go to stdout, everything else to stderr."""
-    began = time.monotonic()
     config = resolve(config)
     devices.prepare(config.cache)
+    with hosts.joined(config):
+        validate(config)
+
+
+def validate(config: Config) -> None:
+    """What each host does with a resolved configuration."""
+    began = time.monotonic()
     out = folder_of(config)
     results.finished_summary(out, settings(config))  # a folder of something else is refused before any work
     extractors = extract.extractors_of(config, HEADS[config.head].inputs)
     experiment = prepare(config, *extract.extract_all(extract.open_corpus(config), extractors, config))
     for line in experiment.remarks:
-        print(line, file=sys.stderr)
-    if not experiments.finished(experiment):
+        hosts.say(line)
+    if not hosts.of_first(lambda: experiments.finished(experiment)):
         experiments.run([experiment], began)
-    print(report.table(out))
+    if hosts.first():
+        print(report.table(out))
 
 
 def prepare(config: Config, corpus: corpora.Corpus, features: Sequence[extract.Features]) -> experiments.Experiment:

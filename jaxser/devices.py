@@ -34,6 +34,21 @@ def prepare(cache: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def dealt(runs: int, hosts: int, devices: int) -> list[int]:
+    """The device of every run: dealt in turn to the hosts and, on each, to its devices. Numbered host by host.
+
+    No two devices differ by more than one run; each host has the runs that hosts.share gives it.
+    """
+    return [run % hosts * devices + run // hosts % devices for run in range(runs)]
+
+
+def in_blocks(runs: int, devices: int) -> list[int | None]:
+    """The runs of one host, dealt to its devices in turn, as one block for each; None fills a block up to the longest."""
+    longest = -(-runs // devices)
+    blocks = ([*range(device, runs, devices)] for device in range(devices))
+    return [run for block in blocks for run in [*block, *[None] * (longest - len(block))]]
+
+
 def free_memory(device: Any) -> int | None:
     """Bytes that an accelerator has left; None on a CPU, and where it does not tell."""
     memory = device.memory_stats() if device.platform != "cpu" else None

@@ -120,15 +120,16 @@ def _train_group(
     """Train and predict some runs together. Where frames do not stay on the devices, as many as one table is cut for."""
     mesh, model, count = work.mesh, work.model, len(runs)
     each = NamedSharding(mesh, P("runs"))
-    filled = -(-count // mesh.size) * mesh.size  # runs that only fill up the devices have empty plans
+    order = devices.in_blocks(count, mesh.size)  # what only fills up a device's block has an empty plan
+    filled, places = len(order), [order.index(run) for run in range(count)]
 
     def stacked(values):
-        values = [*values, *[values[0]] * (filled - count)]
+        values = [values[run or 0] for run in order]
         return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *values), each)
 
     resident = () if work.table else jax.device_put((work.inputs, work.labels), NamedSharding(mesh, P()))
     own = stacked(list(standards))
-    keys = [train.run_key(r.seed, r.fold, r.train_size) for r in runs] + [jax.random.key(0)] * (filled - count)
+    keys = [train.run_key(runs[run or 0].seed, runs[run or 0].fold, runs[run or 0].train_size) for run in order]
     longest = max(r.updates for r in runs)
     chunks = -(-longest // work.chunk)
     steps = -(-longest // chunks)  # chunks of equal length compile once and waste fewer than `chunks` empty steps
@@ -138,10 +139,10 @@ def _train_group(
 
     def plan_from(first: int) -> np.ndarray:
         plan = np.full((filled, steps, work.batch_size), -1, np.int32)
-        for row, r in zip(plan, runs, strict=False):
+        for place, r in zip(places, runs, strict=True):
             stop = min(r.updates, first + steps)
             if stop > first:
-                row[: stop - first] = batches(r.train, work.batch_size, first, stop, r.seed, r.fold, r.train_size)
+                plan[place, : stop - first] = batches(r.train, work.batch_size, first, stop, r.seed, r.fold, r.train_size)
         return plan
 
     def placed(rows: np.ndarray) -> tuple[Any, jax.Array]:
@@ -173,7 +174,7 @@ def _train_group(
             if number + 1 < chunks:
                 ahead = reader.submit(lambda start: placed(plan_from(start)), (number + 1) * steps)
             state, some = update_all(shared, (own, plan), (state,))
-            losses.append(np.asarray(some)[:count])
+            losses.append(np.asarray(some)[places])
             _demand_finite(losses[-1], runs, number * steps)
             done = np.isfinite(losses[-1]).sum()
             progress(int(done), float(np.nanmean(losses[-1])) if done else np.nan)
@@ -185,17 +186,17 @@ def _train_group(
     step = work.table // (filled // mesh.size) // train.PREDICT_BATCH * train.PREDICT_BATCH if work.table else width
     width = -(-width // step) * step
     test = np.full((filled, width), -1, np.int32)
-    for row, r in zip(test, runs, strict=False):
-        row[: len(r.test)] = r.test
+    for place, r in zip(places, runs, strict=True):
+        test[place, : len(r.test)] = r.test
     predict_all = over_runs(predict, mesh, parallel, apart=bool(work.table))
     found = []
     for start in range(0, width, step):
         shared, rows = placed(test[:, start : start + step])
         found.append(np.asarray(predict_all(shared, (own, rows, state.params))))
-    logits, every = np.concatenate(found, 1), np.concatenate(losses, 1)
+    logits, every = np.concatenate(found, 1)[places], np.concatenate(losses, 1)
     return Trained(
-        params=jax.tree.map(lambda leaf: np.asarray(leaf)[:count], state.params),
-        standards=jax.tree.map(lambda leaf: np.asarray(leaf)[:count], own),
+        params=jax.tree.map(lambda leaf: np.asarray(leaf)[places], state.params),
+        standards=jax.tree.map(lambda leaf: np.asarray(leaf)[places], own),
         logits=[logits[i, : len(r.test)] for i, r in enumerate(runs)],
         losses=[every[i, : r.updates] for i, r in enumerate(runs)],
         devices=min(mesh.size, count),

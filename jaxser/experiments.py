@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxser import alignments, ensemble, folds, leaks, metrics, protocol, report, results, train
+from jaxser import alignments, ensemble, folds, hosts, leaks, metrics, protocol, report, results, shares, train
 from jaxser.corpora import Corpus
 from jaxser.digests import write_json
 from jaxser.errors import CallError
@@ -110,49 +110,63 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
             raise ValueError(f"experiments that differ in {sorted(strange)} cannot train as one program")
     runs = []
     for one in experiments:
-        results.begin(one.out, dict(one.settings))
+        hosts.of_first(lambda one=one: results.begin(one.out, dict(one.settings)))
         runs.append(make_runs(one))
     together = [run for some in runs for run in some]
     inputs = inputs_of(first)
     of_inputs = [moments(frames) for frames in inputs]
     model = head.module(len(first.corpus.classes), config.dropout)
-    total = sum(run.updates for run in together)
-    with tqdm(total=total, desc=config.head, unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
+    total, mine = (sum(run.updates for run in some) for some in (together, hosts.share(together)))
+    hidden = not (hosts.first() and sys.stderr.isatty())
+    with tqdm(total=mine, desc=config.head, unit="update", disable=hidden, leave=False) as bar:
 
         def progress(updates: int, loss: float) -> None:
             bar.update(updates)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
-        trained = ensemble.train_runs(
-            model,
-            optax.adam(config.learning_rate),
-            tuple(map(head.summarise, inputs)),
-            first.labels,
-            together,
-            [tuple(standardisation(of, run.train) for of in of_inputs) for run in together],
-            config.batch_size,
-            config.parallel,
-            config.memory,
-            progress=progress,
-        )
-    start = 0
-    for one, mine in zip(experiments, runs, strict=True):
-        share = sum(run.updates for run in mine) / total
-        stop = start + len(mine)
-        _write(one, mine, model, inputs, trained.part(start, stop), share * (time.monotonic() - began))
-        start = stop
+        def train_some(some: list[train.Run]) -> ensemble.Trained:
+            return ensemble.train_runs(
+                model,
+                optax.adam(config.learning_rate),
+                tuple(map(head.summarise, inputs)),
+                first.labels,
+                some,
+                [tuple(standardisation(of, run.train) for of in of_inputs) for run in some],
+                config.batch_size,
+                config.parallel,
+                config.memory,
+                progress=progress,
+            )
+
+        trained, placed = shares.train_shared(together, train_some)
+
+    def write() -> None:
+        start = 0
+        for one, mine in zip(experiments, runs, strict=True):
+            share = sum(run.updates for run in mine) / total
+            stop = start + len(mine)
+            _write(one, mine, model, inputs, trained.part(start, stop), placed[start:stop], share * (time.monotonic() - began))
+            start = stop
+
+    hosts.of_first(write)  # the others wait until they can be read
 
 
 def _write(
-    one: Experiment, runs: list[train.Run], model: Any, inputs: tuple[Frames, ...], trained: ensemble.Trained, seconds: float
+    one: Experiment,
+    runs: list[train.Run],
+    model: Any,
+    inputs: tuple[Frames, ...],
+    trained: ensemble.Trained,
+    placed: list[int],
+    seconds: float,
 ) -> None:
     random = any(features.extractor.random for features in one.features)
     results.write_results(one.out, one.corpus, runs, trained, one.labels, random)
     parameters = sum(leaf[0].size for leaf in jax.tree.leaves(trained.params))
-    card = protocol.card(one.config, one.corpus, one.dealt, runs, one.checks, jax.local_devices(), one.features, parameters)
+    card = protocol.card(one.config, one.corpus, one.dealt, runs, one.checks, jax.devices(), one.features, parameters)
     known = {"repeated_text": list(one.repeated), "signature": one.signature, "command": one.command}
     write_json(one.out / "protocol.json", card | known)
-    summary = summarise(one, runs, trained)
+    summary = summarise(one, runs, trained, placed)
     summary |= {"random_weights": random, "signature": one.signature, "seconds": round(seconds, 2)}
     if one.config.head == "aligned":
         part = {"max_seconds": one.config.max_seconds, "crop_to": one.config.crop}
@@ -189,8 +203,11 @@ def predictions_of(runs: list[train.Run], trained: ensemble.Trained, n: int) -> 
     return predicted, fold
 
 
-def summarise(one: Experiment, runs: list[train.Run], trained: ensemble.Trained) -> dict[str, Any]:
-    """The scores with their intervals and the counts: summary.json without signature and time."""
+def summarise(one: Experiment, runs: list[train.Run], trained: ensemble.Trained, placed: list[int]) -> dict[str, Any]:
+    """The scores with their intervals and the counts: summary.json without signature and time.
+
+    `placed` is the device of each run, of all devices of all hosts; those that got none are not counted.
+    """
     corpus, seeds = one.corpus, one.config.seeds
     predicted, fold = predictions_of(runs, trained, len(one.labels))
     unit, units = independent_units(corpus)
@@ -215,8 +232,8 @@ def summarise(one: Experiment, runs: list[train.Run], trained: ensemble.Trained)
         "speakers": len({u.speaker for u in corpus.utterances if u.speaker}),
         "folds": len(one.dealt.names),
         "seeds": seeds,
-        "devices": trained.devices,
-        "runs_per_device": -(-len(runs) // trained.devices),
+        "devices": len(set(placed)),
+        "runs_per_device": [placed.count(device) for device in sorted(set(placed))],
         "parallel": trained.parallel,
         "validate": one.config.validate,
     }

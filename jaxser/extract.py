@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from jaxser import (
     extract_lld,
     extract_text,
     extract_wav2vec,
+    hosts,
     lld,
     synthetic,
     transcripts,
@@ -29,7 +30,8 @@ from jaxser.command import demand_at_least, run_command, workers
 from jaxser.corpora import Corpus, Utterance
 from jaxser.digests import digests, recalled
 from jaxser.errors import CallError, WorkError
-from jaxser.store import Entry, Frames, Store, load_frames, open_store, write_part
+from jaxser.extractor import Extractor, fill
+from jaxser.store import Frames, Store, load_frames
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Config:
     """Processes that compute descriptors, or threads that decode for wav2vec; 0: one a core."""
     cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
     """Where features are stored between runs."""
+    coordinator: hosts.Coordinator = None
+    processes: hosts.Processes = None
+    process: hosts.Process = None
 
 
 FLAGS_OF = {"lld": ("lld_window", "lld_hop"), "wav2vec": ("weights", "layer", "precision")}
@@ -81,41 +86,20 @@ SOUND_FLAGS = ("features", *(flag for flags in FLAGS_OF.values() for flag in fla
 """Flags that say how sound is read."""
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """Features of one kind with one set of settings."""
-
-    of: Literal["audio", "text"]
-    settings: Mapping[str, Any]
-    """Everything that fixes the frames of a content; the key of the store."""
-    contents: Callable[[Sequence[Utterance]], dict[str, tuple[str, Any]]]
-    """Utterances -> by id the digest of what is to be read, and the path or text itself; without those that have nothing."""
-    why_none: Callable[[Utterance], str]
-    """Why an utterance has nothing to be read, or nothing that can be."""
-    parts: Callable[[Sequence[tuple[str, Any]], int], Iterator[list[Entry]]]
-    """What `contents` gave and the number of workers -> entries, in whole parts of some seconds of work each."""
-    weights: str = ""
-    """What people call the weights, where there are any; the settings name them by content."""
-
-    @property
-    def name(self) -> str:
-        """What people call the features."""
-        layer = self.settings["layer"] if self.settings["extractor"] == "wav2vec" else ""
-        words = [self.settings["extractor"], self.weights, layer, "RANDOM WEIGHTS" * self.random]
-        return " ".join(word for word in words if word)
-
-    @property
-    def random(self) -> bool:
-        """Whether the features come from weights that were never trained: to be said with every number made from them."""
-        return self.settings.get("weights") == "RANDOM"
-
-
 def main(config: Config) -> None:
     """The whole command: a line each of what is in the store afterwards."""
-    began = time.monotonic()
     check(config)
     devices.prepare(config.cache)
+    with hosts.joined(config):
+        extract_and_report(config)
+
+
+def extract_and_report(config: Config) -> None:
+    """What each host does."""
+    began = time.monotonic()
     corpus, features = extract_all(open_corpus(config), extractors_of(config), config)
+    if not hosts.first():
+        return
     for name, reason in corpus.left_out:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     names = " + ".join(one.extractor.name for one in features)
@@ -133,6 +117,7 @@ def check(config: Config) -> None:
     if (config.root is None) != (config.corpus == "synthetic"):
         what = "takes no --root: it is made on the spot" if config.root else "needs --root, the folder (or CSV) it lies in"
         raise CallError(f"--corpus {config.corpus} {what}")
+    hosts.check(config)
     demand_at_least(config, {"max_seconds": 0, "jobs": 0})
     for features, flags in FLAGS_OF.items():
         for name in flags:
@@ -148,7 +133,8 @@ def check(config: Config) -> None:
 
 def open_corpus(config: Config) -> Corpus:
     """The corpus that the flags name; the synthetic one is made first where it is not there."""
-    return corpora.read(config.corpus, config.root or synthetic.make(config.cache), classes_of(config))
+    root = config.root or hosts.after_first(lambda: synthetic.make(config.cache))
+    return corpora.read(config.corpus, root, classes_of(config))
 
 
 def classes_of(config: Config) -> str:
@@ -160,7 +146,8 @@ def extractors_of(config: Config, kinds: Sequence[Literal["audio", "text"]] | No
     """The features that the flags name: of the sound, and of the words where --text is given; or of the kinds asked for."""
     if kinds is None:
         kinds = ("audio",) if config.text == "none" else ("audio", "text")
-    return [sound_extractor(config) if kind == "audio" else text_extractor(config) for kind in kinds]
+    # Each remembers in the cache what its weights are.
+    return hosts.after_first(lambda: [sound_extractor(config) if k == "audio" else text_extractor(config) for k in kinds])
 
 
 def sound_extractor(config: Config) -> Extractor:
@@ -175,7 +162,8 @@ def sound_extractor(config: Config) -> Extractor:
 
     if config.features == "lld":
         settings = extract_lld.settings(config.lld_window, config.lld_hop, config.max_seconds, config.crop)
-        return Extractor("audio", settings, contents, why_none, partial(extract_lld.parts, settings=settings))
+        compute = partial(extract_lld.compute, settings=settings)
+        return Extractor("audio", settings, contents, why_none, extract_lld.plan, compute)
     identity = _identify(config.weights, config.cache / "weights.json")
     settings = extract_wav2vec.settings(*identity, config.layer, config.precision, config.max_seconds, config.crop)
 
@@ -186,8 +174,9 @@ def sound_extractor(config: Config) -> Extractor:
         return encoder
 
     name = "" if identity[2] else Path(config.weights).name
-    parts = partial(extract_wav2vec.parts, settings=settings, load=load)
-    return Extractor("audio", settings, contents, why_none, parts, name)
+    plan = partial(extract_wav2vec.plan, settings=settings)
+    compute = partial(extract_wav2vec.compute, settings=settings, load=load)
+    return Extractor("audio", settings, contents, why_none, plan, compute, name)
 
 
 def text_extractor(config: Config) -> Extractor:
@@ -196,12 +185,12 @@ def text_extractor(config: Config) -> Extractor:
     if config.text == "glove":
         path = Path(config.text_model)
         settings = extract_text.of_glove(path, config.tags, config.cache)
-        parts = partial(extract_text.glove_parts, path=path, width=settings["width"])
-        return Extractor("text", settings, contents, extract_text.why_none, parts, path.name)
+        compute = partial(extract_text.glove_compute, path=path, width=settings["width"])
+        return Extractor("text", settings, contents, extract_text.why_none, extract_text.plan, compute, path.name)
     name = config.text_model or bert.DEFAULT
     settings, model = extract_text.of_bert(name, config.tags, config.cache)
-    parts = partial(extract_text.bert_parts, model=model)
-    return Extractor("text", settings, contents, extract_text.why_none, parts, Path(name).name)
+    compute = partial(extract_text.bert_compute, model=model)
+    return Extractor("text", settings, contents, extract_text.why_none, extract_text.plan, compute, Path(name).name)
 
 
 def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
@@ -261,21 +250,12 @@ def extract(corpus: Corpus, extractor: Extractor, cache: Path, jobs: int = 0, st
 
     Returns the corpus without what cannot be used (listed in its `left_out`) and the features. With `strict` the first
     unusable utterance, or line of the corpus, ends the work with a WorkError. `jobs` is how many work at it, 0: one a core.
+    Of several hosts each reads its share of what is new.
     """
     if strict and corpus.left_out:
         raise WorkError(f"{corpus.left_out[0][0]}: {corpus.left_out[0][1]} (--strict)")
-    store = open_store(cache, extractor.settings)
-    if store.damaged:
-        print(f"{store.folder}: {len(store.damaged)} damaged parts are made anew", file=sys.stderr)
-    contents = extractor.contents(corpus.utterances)
-    missing: dict[str, Any] = {}
-    for content, source in contents.values():
-        if content not in store.rows and content not in store.failed:
-            missing.setdefault(content, source)
-    if missing:
-        for part in extractor.parts(list(missing.items()), jobs=workers(jobs)):
-            write_part(store, part)
-        store = open_store(cache, extractor.settings)
+    contents = hosts.after_first(lambda: extractor.contents(corpus.utterances))
+    store = fill(cache, extractor, contents, workers(jobs))
     usable, left_out = {}, []
     for utterance in corpus.utterances:
         content, _ = contents.get(utterance.id, ("", None))

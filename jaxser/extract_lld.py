@@ -42,15 +42,28 @@ def settings(
     }
 
 
-def parts(tasks: Sequence[tuple[str, Path]], settings: Mapping[str, Any], jobs: int) -> Iterator[list[Entry]]:
-    """The descriptors of (content, path) in their order, a part at a time. `jobs` is the number of processes."""
+Task = tuple[str, Path]
+"""The content of a file, and where the file is."""
+
+
+def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
+    """Tasks in their order, cut into parts. `jobs` is not used."""
+    return [list(tasks[first : first + PART]) for first in range(0, len(tasks), PART)]
+
+
+def compute(parts: Sequence[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any]) -> Iterator[list[Entry]]:
+    """The descriptors of the files, a part at a time. `jobs` is the number of processes, `bar` whether there is to be a bar."""
+    tasks = [task for part in parts for task in part]
+    if not tasks:
+        return
+    hidden = not (bar and sys.stderr.isatty())
     with (
         _workers(min(jobs, len(tasks))) as pool,
-        tqdm(total=len(tasks), desc="lld", unit="file", disable=not sys.stderr.isatty(), leave=False) as bar,
+        tqdm(total=len(tasks), desc="lld", unit="file", disable=hidden, leave=False) as shown,
     ):
-        entries = _counted(_watched(pool.imap(partial(_lld_of, settings=settings), tasks)), bar)
-        while part := list(islice(entries, PART)):
-            yield part
+        entries = _counted(_watched(pool.imap(partial(_lld_of, settings=settings), tasks)), shown)
+        for part in parts:
+            yield list(islice(entries, len(part)))
 
 
 @contextmanager

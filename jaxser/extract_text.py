@@ -49,14 +49,29 @@ def of_bert(name: str, tags: transcripts.Tags, cache: Path) -> tuple[dict[str, A
     return {"extractor": "bert", "width": model.width, "model_sha256": model.digest, "layer": bert.LAYER, "tags": tags}, model
 
 
-def bert_parts(tasks: Sequence[Task], jobs: int, model: bert.Model) -> Iterator[list[Entry]]:
-    """The pieces and vectors of texts, longest first, a part at a time. `jobs` is not used: the devices do the work."""
+def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
+    """All texts together, so that of several hosts the first one takes them all. `jobs` is not used.
+
+    Words cost little beside sound, and a BERT sorts them by lengths that it alone knows.
+    """
+    return [list(tasks)]
+
+
+def bert_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, model: bert.Model) -> Iterator[list[Entry]]:
+    """The pieces and vectors of texts, longest first, a part of the store at a time.
+
+    `jobs` is not used: the devices do the work. `bar` is whether there is to be a bar.
+    """
+    tasks = [task for part in parts for task in part]
+    if not tasks:
+        return
     encoder, texts = bert.load(model), [text for _, text in tasks]
-    with tqdm(total=len(tasks), desc="bert", unit="text", disable=not sys.stderr.isatty(), leave=False) as bar:
+    hidden = not (bar and sys.stderr.isatty())
+    with tqdm(total=len(tasks), desc="bert", unit="text", disable=hidden, leave=False) as shown:
 
         def entries() -> Iterator[Entry]:
             for number, pieces in encoder(texts):
-                bar.update()
+                shown.update()
                 yield _entry(tasks[number][0], pieces.words, pieces.vectors, pieces.cut)
 
         found = entries()
@@ -74,9 +89,14 @@ def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
     return {"extractor": "glove", "width": found["width"], "file_sha256": found["digest"], "tags": tags}
 
 
-def glove_parts(tasks: Sequence[Task], jobs: int, path: Path, width: int) -> Iterator[list[Entry]]:
-    """The tokens and vectors of texts, a part at a time; the file is gone through once. `jobs` is not used."""
-    of = {content: glove.tokens(text) for content, text in tasks}
+def glove_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, path: Path, width: int) -> Iterator[list[Entry]]:
+    """The tokens and vectors of texts, a part of the store at a time; the file is gone through once.
+
+    `jobs` and `bar` are not used.
+    """
+    of = {content: glove.tokens(text) for part in parts for content, text in part}
+    if not of:
+        return
     every = [token for tokens in of.values() for token in tokens]
     vectors = glove.vectors(path, {part for token in every for part in (token, *token.split("-"))})
     if unknown := glove.unknown(vectors, every):

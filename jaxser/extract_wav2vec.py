@@ -78,34 +78,52 @@ def settings(
     }
 
 
-def parts(
-    tasks: Sequence[Task], settings: Mapping[str, Any], jobs: int, load: Callable[[], wav2vec.Encoder]
+def plan(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[list[Task]]:
+    """All files in parts, longest first. `jobs` is the number of threads that look at them."""
+    budget = _budget()
+    part_seconds = budget.batch_seconds * budget.batches_a_part * jax.local_device_count()
+    return plan_parts(tasks, _seconds(tasks, jobs, settings), part_seconds)
+
+
+def _budget() -> Budget:
+    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+
+
+def _seconds(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[float]:
+    # As the headers promise them.
+    with ThreadPoolExecutor(jobs, thread_name_prefix="header") as pool:
+        samples = pool.map(audio.samples_promised, [path for _, path in tasks])
+        return [_cropped(count, settings) / audio.SAMPLE_RATE for count in samples]
+
+
+def compute(
+    parts: Sequence[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any], load: Callable[[], wav2vec.Encoder]
 ) -> Iterator[list[Entry]]:
-    """The features of the files, longest first, a part at a time. `jobs` is the number of threads that decode."""
-    encoder = load()
-    budget = CPU if jax.default_backend() == "cpu" else ACCELERATOR
+    """The features of the files, a part at a time.
+
+    `jobs` is the number of threads that decode, `bar` whether there is to be a bar.
+    """
+    if not parts:
+        return  # nor are the weights read
+    encoder, budget = load(), _budget()
+    hidden = not (bar and sys.stderr.isatty())
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
     try:
-        seconds = [
-            _cropped(samples, settings) / audio.SAMPLE_RATE
-            for samples in pool.map(audio.samples_promised, [p for _, p in tasks])
-        ]
-        plan = plan_parts(tasks, seconds, budget.batch_seconds * budget.batches_a_part * encoder.mesh.size)
         ahead: deque[list[Future[Clip]]] = deque()
         with tqdm(
-            total=sum(seconds),
+            total=0 if hidden else sum(_seconds([task for part in parts for task in part], jobs, settings)),
             desc="wav2vec",
             unit=" s of audio",
             bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]",
-            disable=not sys.stderr.isatty(),
+            disable=hidden,
             leave=False,
-        ) as bar:
-            for part in [*plan, None]:
+        ) as shown:
+            for part in [*parts, None]:
                 if part:
                     ahead.append([pool.submit(_decode, task, settings) for task in part])
                 if len(ahead) > 1 or (part is None and ahead):
                     clips = [clip.result() for clip in ahead.popleft()]
-                    yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), bar)
+                    yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), shown)
     finally:
         pool.shutdown(cancel_futures=True)
 

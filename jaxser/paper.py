@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxser import citations, cv, devices, extract, metrics, page, published, report, results, tables
+from jaxser import citations, cv, devices, extract, hosts, metrics, page, published, report, results, tables
 from jaxser.cells import cell_config
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.digests import write_json
@@ -67,6 +67,12 @@ def main(config: Config) -> None:
     """The whole command. The table goes to stdout, everything else to stderr."""
     config = resolve(config)
     devices.prepare(config.cache)
+    with hosts.joined(config):
+        make(config)
+
+
+def make(config: Config) -> None:
+    """What each host does with a resolved configuration."""
     mine = settings_of(config, NOT_IN_HASH)
     out = config.out or config.runs / f"{name_of(config)}-{hash_of(mine)}"
     results.finished_summary(out, mine)  # a folder of something else is refused before any work
@@ -75,6 +81,8 @@ def main(config: Config) -> None:
     missing = {name: cell.missing for name, cell in made.cells.items() if not cell.run}
     if not runs:
         raise WorkError(f"nothing of {name_of(config)} can be trained here: " + "; ".join(missing.values()))
+    if not hosts.first():
+        return
     results.begin(out, mine)
     command = command_line("jaxser.paper", config, NOT_IN_HASH)
     signatures = [f"signature of {name}: {run.summary['signature']}" for name, run in runs.items()]

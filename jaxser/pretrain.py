@@ -6,7 +6,6 @@ bits. What is under way lies beside the result, in OUT.training, and goes when t
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ import numpy as np
 import tyro
 from platformdirs import user_cache_path
 
-from jaxser import audio, cards, checkpoint, contrastive, crops, devices, pretraining, protocol, recordings, wav2vec
+from jaxser import audio, cards, checkpoint, contrastive, crops, devices, hosts, pretraining, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import differences, run_command
 from jaxser.crops import Plan
 from jaxser.digests import digests, text_digest
 from jaxser.errors import CallError
-from jaxser.pretraining import Course, Reading, say
+from jaxser.hosts import say
+from jaxser.pretraining import Course, Reading
 from jaxser.recipes import RECIPES, Recipe
 from jaxser.recordings import Recording
 from jaxser.selfsupervised import make_learner
@@ -85,18 +85,16 @@ class Config:
     """GiB in which decoded recordings are kept from one epoch to the next."""
     cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
     """Where digests of the recordings are remembered."""
-    coordinator: str | None = None
-    """Several hosts: HOST:PORT of the first one (`auto` on a TPU pod or under Slurm). Each runs the same command."""
-    processes: int | None = None
-    """How many hosts."""
-    process: int | None = None
-    """Which one this is, from 0."""
+    coordinator: hosts.Coordinator = None
+    processes: hosts.Processes = None
+    process: hosts.Process = None
 
 
 def main(config: Config) -> None:
     """The whole command. The model card goes to stdout, everything else to stderr."""
     check(config)
-    join_hosts(config)
+    hosts.join(config)
+    demand_accelerator(config)
     recipe, params = resolve(config)
     shortest = contrastive.shortest(recipe.architecture, recipe.objective)
     found = recordings.find(config.audio, shortest, config.jobs or os.cpu_count() or 1)
@@ -158,15 +156,7 @@ def check(config: Config) -> None:
     if config.out in wav2vec.SHIPPED_NAMES:
         raise CallError(f"--out {config.out}: that is the name of weights that ship; give a path, such as ./{config.out}")
     _notes(config)
-    hosts = (config.processes, config.process)
-    if config.coordinator in (None, "auto"):
-        if hosts != (None, None):
-            raise CallError("--processes and --process need --coordinator HOST:PORT")
-    elif None in hosts or not 0 <= config.process < config.processes or not re.fullmatch(r".+:\d+", config.coordinator):
-        raise CallError(
-            f"--coordinator {config.coordinator} --processes {config.processes} --process {config.process}: HOST:PORT, how "
-            "many there are, and which one this is, from 0"
-        )
+    hosts.check(config)
 
 
 def _notes(config: Config) -> str:
@@ -182,15 +172,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def join_hosts(config: Config) -> None:
-    """Connect with the other hosts, where there are any."""
-    try:
-        if config.coordinator == "auto":
-            jax.distributed.initialize()
-        elif config.coordinator:
-            jax.distributed.initialize(config.coordinator, config.processes, config.process)
-    except (ValueError, RuntimeError) as error:
-        raise CallError(f"--coordinator {config.coordinator}: {str(error).splitlines()[0]}") from None
+def demand_accelerator(config: Config) -> None:
+    """Raise CallError for bfloat16 on a CPU."""
     if config.precision == "bfloat16" and jax.default_backend() == "cpu":
         raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
 
@@ -270,7 +253,7 @@ def settings(config: Config, recipe: Recipe, params: Mapping[str, Any] | None, f
 def finish(out: str, note: Mapping[str, Any]) -> None:
     """Print the model card, write it beside the weights, and let go of the states. Does no harm twice."""
     card = cards.pretraining(note)
-    if jax.process_index() == 0:
+    if hosts.first():
         (checkpoint.absolute(out) / cards.FILE).write_text(card)
         pretraining.forget(out)
         print(card)
@@ -279,8 +262,8 @@ def finish(out: str, note: Mapping[str, Any]) -> None:
 def machine() -> str:
     """What a training runs on, in words."""
     kind = jax.devices()[0].device_kind
-    hosts = f"{jax.process_count()} hosts, " * (jax.process_count() > 1)
-    return f"{hosts}{jax.device_count()} x {kind}, {devices.processor()}, {os.cpu_count()} cores"
+    joined = f"{hosts.count()} hosts, " * (hosts.count() > 1)
+    return f"{joined}{jax.device_count()} x {kind}, {devices.processor()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

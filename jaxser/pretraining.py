@@ -5,7 +5,6 @@ number of updates done, so that going on from one gives what a training gives th
 CPU, where XLA adds in one order; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -14,15 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from jaxser import audio, checkpoint, wav2vec
+from jaxser import audio, checkpoint, hosts, wav2vec
 from jaxser.architecture import Architecture
 from jaxser.command import differences
 from jaxser.crops import Plan, Reader
-from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
+from jaxser.hosts import say
 from jaxser.network import parameter_shapes
 from jaxser.recipes import Recipe
 from jaxser.selfsupervised import Learner, State, make_schedule
@@ -67,8 +65,9 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
     looker = Reader(course.held.recordings, course.reading.jobs, course.reading.memory / 10)
     first, last, rate = note["updates"], recipe.updates, make_schedule(recipe)
     began, before, pending = time.monotonic(), note["seconds"], []
-    reads = reader.read(plan.batches(first, last), plan.seed, first, jax.process_index(), jax.process_count())
-    with tqdm(total=last, initial=first, desc="pretrain", unit="update", disable=not sys.stderr.isatty(), leave=False) as bar:
+    reads = reader.read(plan.batches(first, last), plan.seed, first, hosts.index(), hosts.count())
+    hidden = not (hosts.first() and sys.stderr.isatty())
+    with tqdm(total=last, initial=first, desc="pretrain", unit="update", disable=hidden, leave=False) as bar:
         for number, read in enumerate(reads, first + 1):
             state, metrics = learner.update(state, read)
             pending.append(metrics)
@@ -115,13 +114,7 @@ def _kept(out: str) -> str:
 
 def _of_all_hosts(left_out: Mapping[str, str]) -> dict[str, str]:
     # Each host reads its own rows and knows of its own bad files.
-    if jax.process_count() == 1:
-        return dict(left_out)
-    mine = np.frombuffer(json.dumps(left_out).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([mine.size])).ravel()
-    padded = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() - mine.size)))
-    found = (json.loads(bytes(text[:size])) for text, size in zip(padded, sizes, strict=True))
-    return {name: reason for some in found for name, reason in some.items()}
+    return {name: reason for some in hosts.tell(lambda: dict(left_out)) for name, reason in some.items()}
 
 
 def _score(learner: Learner, held: Plan, looker: Reader, state: State) -> dict[str, float]:
@@ -129,7 +122,7 @@ def _score(learner: Learner, held: Plan, looker: Reader, state: State) -> dict[s
         return {}
     batches = held.epoch(0)
     batches = batches[: max(1, round(VALIDATION_SECONDS * audio.SAMPLE_RATE / held.batch))]
-    reads = looker.read(batches, held.seed, 0, jax.process_index(), jax.process_count())
+    reads = looker.read(batches, held.seed, 0, hosts.index(), hosts.count())
     found = [learner.score(state, read, i) for i, read in enumerate(reads)]
     loss, positives, correct = np.sum([[float(value) for value in sums] for sums in found], axis=0)
     return {"held_out_loss": loss / positives, "held_out_accuracy": correct / positives} if positives else {}
@@ -165,13 +158,11 @@ def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, d
 
 
 def _demand_agreement(out: str, note: Mapping[str, Any], state: str) -> None:
-    mine = text_digest(json.dumps([note["settings"], note["updates_an_epoch"], state], sort_keys=True))
-    every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(mine), np.uint8)).reshape(-1, 32)
-    if (every != every[0]).any():
-        raise CallError(
-            f"the hosts do not find the same recordings, settings or saved state ({state} here): --out {out} and --audio "
-            "must lie on a disk that all of them share"
-        )
+    hosts.demand_agreement(
+        [note["settings"], note["updates_an_epoch"], state],
+        f"the hosts do not find the same recordings, settings or saved state ({state} here): --out {out} and --audio must lie "
+        "on a disk that all of them share",
+    )
 
 
 def initial(weights: str) -> tuple[Architecture, dict[str, Any]]:
@@ -191,7 +182,7 @@ def begin(out: str) -> None:
     """Make the folder of states, so that a place that cannot be written is found before any work. Raises OSError."""
     folder = _under_way(out)
     folder.mkdir(parents=True, exist_ok=True)
-    trial = folder / f".trial-{jax.process_index()}"
+    trial = folder / f".trial-{hosts.index()}"
     trial.write_text("")
     trial.unlink()
 
@@ -200,7 +191,7 @@ def _save(out: str, state: State, note: Mapping[str, Any]) -> None:
     # Whole or not at all; then those before it go.
     leaves = {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     checkpoint.save(_under_way(out) / f"{note['updates']:08}", KIND, leaves, note)
-    if jax.process_index() == 0:
+    if hosts.first():
         for older in _states(out)[:-1]:
             older.rmtree()
 
@@ -220,9 +211,3 @@ def forget(out: str) -> None:
     """Let go of all saved states."""
     if _under_way(out).exists():
         _under_way(out).rmtree()
-
-
-def say(text: str) -> None:
-    """Progress, once for all hosts."""
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)

@@ -81,6 +81,18 @@ def _rule_name(corpus: Corpus, folds: Folds) -> str:
     return "group" if set(folds.names) == {u.group for u in corpus.utterances} else "speaker"
 
 
+def device_in_words(devices: Sequence[Any]) -> str:
+    """The devices of all hosts."""
+    hosts = len({device.process_index for device in devices})
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})" + f" on {hosts} hosts" * (hosts > 1)
+
+
+def runs_in_words(runs_per_device: list[int]) -> str:
+    """How many runs each device had."""
+    fewest, most = min(runs_per_device), max(runs_per_device)
+    return f"{most} run{'s' * (most > 1)} on each" if fewest == most else f"{fewest} or {most} runs on each"
+
+
 def versions() -> dict[str, str]:
     """jaxser, Python and the libraries that numbers depend on."""
     own = {"jaxser": __version__, "python": platform.python_version()}
@@ -138,7 +150,7 @@ def card(
         "training": training_in_words(config, runs, parameters),
         "choices": choices(config),
         "versions": versions(),
-        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "device": device_in_words(devices),
         "processor": f"{processor()}, {workers()} core{'s' * (workers() > 1)}",
     }
 

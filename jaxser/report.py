@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from jaxser import citations, metrics, page
+from jaxser import citations, metrics, page, protocol
 from jaxser.errors import CallError
 from jaxser.results import read_csv, read_json, write_bytes
 
@@ -187,7 +187,7 @@ def protocol_in_words(summary: dict[str, Any], card: dict[str, Any]) -> dict[str
         "Text": _pairs(card["settings"].get("text", {})),
         "Left open by the paper, chosen here": [f"{name}: {choice}" for name, choice in card["choices"].items()],
         "Versions": _pairs(card["versions"]),
-        "Device": f"{card['device']}, {summary['runs_per_device']} runs on each; {card['processor']}",
+        "Device": f"{card['device']}, {protocol.runs_in_words(summary['runs_per_device'])}; {card['processor']}",
         "Signature": summary["signature"],
     }
 

@@ -171,7 +171,7 @@ class Finished:
 
 SUMMARY_KINDS = {
     "classes": list, "utterances": int, "seeds": int, "folds": int, "speakers": int, "interval_unit": str, "head": str,
-    "validate": bool, "random_weights": bool, "signature": str, "ua_mean": float, "recalls": dict, "runs_per_device": int,
+    "validate": bool, "random_weights": bool, "signature": str, "ua_mean": float, "recalls": dict, "runs_per_device": list,
 }  # fmt: skip
 CARD_KINDS = {
     "corpus": str, "synthetic": bool, "utterances": int, "classes": dict, "counts_by_group": dict, "speakers": int,

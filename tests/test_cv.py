@@ -8,12 +8,14 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import write_tone
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
-from jaxser import cv, experiments, extract
+from jaxser import cv, experiments, extractor, hosts
+from jaxser.command import command_line
 from jaxser.errors import CallError, WorkError
 from jaxser.results import read_csv
 
@@ -54,7 +56,9 @@ def test_run_folder(config: cv.Config, capsys: pytest.CaptureFixture[str]):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["utterances"] == 48
     assert (summary["speakers"], summary["folds"], summary["seeds"], summary["left_out"]) == (6, 3, 2, 0)
-    assert (summary["devices"], summary["runs_per_device"]) == (1, 6)
+    devices = min(6, jax.local_device_count())
+    assert (summary["devices"], sum(summary["runs_per_device"])) == (devices, 6)
+    assert len(summary["runs_per_device"]) == devices
     assert summary["classes"] == ["high", "low"]
     assert summary["ua_mean"] > 0.7  # the classes are two tones
     printed = capsys.readouterr().out
@@ -111,7 +115,7 @@ def test_two_identical_commands_give_identical_files(config: cv.Config, tmp_path
 
 def test_another_head_reads_no_audio(config: cv.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cv.main(config)
-    monkeypatch.setattr(extract, "write_part", lambda *work: pytest.fail("extracted again"))
+    monkeypatch.setattr(extractor, "write_part", lambda *work: pytest.fail("extracted again"))
     monkeypatch.setattr("jaxser.digests.file_digest", lambda path: pytest.fail(f"{path} read again"))
     shutil.rmtree(tmp_path / "audio")
     cv.main(replace(config, head="attention", out=tmp_path / "two"))
@@ -239,8 +243,13 @@ def test_wrong_calls(config: cv.Config, changes: dict, message: str):
 def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config, tmp_path: Path):
     known = cv.config_hash(cv.resolve(config))
     for name in cv.NOT_IN_HASH:
+        if name in hosts.FLAGS:
+            continue  # they go together
         other = tmp_path if name in ("cache", "out") else 3
         assert cv.config_hash(cv.resolve(replace(config, **{name: other}))) == known
+    joined = replace(config, coordinator="localhost:1", processes=2, process=0)
+    assert cv.config_hash(cv.resolve(joined)) == known
+    assert "--coord" not in command_line("jaxser.cv", joined, cv.NOT_IN_HASH)
     for changes in ({"seeds": 3}, {"head": "mlp"}, {"updates": 151}, {"crop": "centre"}, {"root": tmp_path / "x.csv"}):
         assert cv.config_hash(cv.resolve(replace(config, **changes))) != known
     assert {field.name for field in fields(cv.Config)} > set(cv.NOT_IN_HASH)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from jaxser import audio, corpora, extract, extract_lld, lld
+from jaxser import audio, corpora, extract, extract_lld, extractor, lld
 from jaxser.errors import WorkError
 from jaxser.store import load_frames
 
@@ -34,7 +34,7 @@ def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path):
 
 def test_audio_is_read_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run(table, tmp_path / "cache")
-    monkeypatch.setattr(extract, "write_part", lambda *work: pytest.fail("extracted again"))
+    monkeypatch.setattr(extractor, "write_part", lambda *work: pytest.fail("extracted again"))
     monkeypatch.setattr("jaxser.digests.file_digest", lambda path: pytest.fail(f"{path} read again"))
     run(table, tmp_path / "cache")
     shutil.rmtree(tmp_path / "audio")
@@ -49,10 +49,22 @@ def test_only_what_is_new_is_computed(table: Path, tmp_path: Path, monkeypatch: 
     with table.open("a") as file:
         file.write("audio/new.wav,low,s9,g1\n")
     seen = []
-    original = extract.write_part
-    monkeypatch.setattr(extract, "write_part", lambda store, part: (seen.extend(part), original(store, part)))
+    original = extractor.write_part
+    monkeypatch.setattr(extractor, "write_part", lambda store, part: (seen.extend(part), original(store, part)))
     run(table, tmp_path / "cache")
     assert len(seen) == 1
+
+
+def test_what_is_there_already_leaves_a_gap_in_its_part(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    lines = table.read_text().splitlines()
+    some = table.with_name("some.csv")
+    some.write_text("\n".join(lines[number] for number in (0, 1, 21, 48)))
+    run(some, tmp_path / "cache")
+    sizes, original = [], extractor.write_part
+    monkeypatch.setattr(extractor, "write_part", lambda store, part: (sizes.append(len(part)), original(store, part)))
+    run(table, tmp_path / "cache")
+    assert sizes == [7, 8, 7, 8, 8, 7]
 
 
 @pytest.mark.parametrize("change", [{"lld_window": 25.0}, {"lld_hop": 10.0}, {"crop": "centre"}, {"max_seconds": 0.3}])

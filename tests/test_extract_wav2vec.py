@@ -20,7 +20,7 @@ from jaxser.errors import CallError, WorkError
 from jaxser.extract_wav2vec import REFERENCE, padded_length, plan_parts
 from jaxser.report import table as printed_table
 from jaxser.results import read_csv
-from jaxser.store import load_frames
+from jaxser.store import load_frames, open_store
 
 
 def config(table: Path, cache: Path, **changes) -> extract.Config:
@@ -108,7 +108,7 @@ def test_settings_and_weights_never_share_a_store(table: Path, tmp_path: Path, c
     if "features" in change:
         change = change | {"weights": "nano"}  # the default, which descriptors do not look at
     one, other = (extract.sound_extractor(config(table, tmp_path, **c)) for c in ({}, change))
-    assert extract.open_store(tmp_path, one.settings).folder != extract.open_store(tmp_path, other.settings).folder
+    assert open_store(tmp_path, one.settings).folder != open_store(tmp_path, other.settings).folder
 
 
 def test_a_store_made_by_other_weights_is_refused(table: Path, tmp_path: Path):

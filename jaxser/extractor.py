@@ -1,0 +1,107 @@
+"""What computes features of one kind, and how a store is filled with them, on one host or on several."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxser import hosts
+from jaxser.corpora import Utterance
+from jaxser.errors import CallError
+from jaxser.store import Entry, Store, open_store, write_part
+
+Task = tuple[str, Any]
+"""A content by its digest, and the path or text itself."""
+
+PATIENCE = 30.0
+"""Seconds for which a network disk may hide from one host what another has written."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features of one kind with one set of settings."""
+
+    of: Literal["audio", "text"]
+    settings: Mapping[str, Any]
+    """Everything that fixes the frames of a content; the key of the store."""
+    contents: Callable[[Sequence[Utterance]], dict[str, Task]]
+    """Utterances -> by id the digest of what is to be read, and the path or text itself; without those that have nothing."""
+    why_none: Callable[[Utterance], str]
+    """Why an utterance has nothing to be read, or nothing that can be."""
+    plan: Callable[[Sequence[Task], int], list[list[Task]]]
+    """What `contents` gave of a whole corpus, and the number of workers -> the same in parts of some seconds of work each."""
+    compute: Callable[[Sequence[list[Task]], int, bool], Iterator[list[Entry]]]
+    """Some parts, the number of workers, and whether to draw a bar -> entries, in whole parts."""
+    weights: str = ""
+    """What people call the weights, where there are any; the settings name them by content."""
+
+    @property
+    def name(self) -> str:
+        """What people call the features."""
+        layer = self.settings["layer"] if self.settings["extractor"] == "wav2vec" else ""
+        words = [self.settings["extractor"], self.weights, layer, "RANDOM WEIGHTS" * self.random]
+        return " ".join(word for word in words if word)
+
+    @property
+    def random(self) -> bool:
+        """Whether the features come from weights that were never trained: to be said with every number made from them."""
+        return self.settings.get("weights") == "RANDOM"
+
+
+def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: int) -> Store:
+    """The store with all of these contents in it: what it lacks is computed, by each host its share, in whole parts.
+
+    The parts are those of the whole corpus, without what is there already: however often the work was cut short, and on however
+    many hosts, the same files make the same parts.
+    """
+    store = hosts.after_first(lambda: open_store(cache, extractor.settings))
+    if store.damaged:
+        hosts.say(f"{store.folder}: {len(store.damaged)} damaged parts are made anew")
+    tasks: dict[str, Any] = {}
+    for content, source in contents.values():
+        tasks.setdefault(content, source)
+
+    def missing() -> list[list[str]]:
+        if all(_settled(store, content) for content in tasks):
+            return []
+        plan = extractor.plan(list(tasks.items()), jobs)
+        parts = [[content for content, _ in part if not _settled(store, content)] for part in plan]
+        return [part for part in parts if part]
+
+    parts = hosts.of_first(missing)  # before any of them writes
+    if not parts:
+        return store
+    here = [content in tasks and _is_there(tasks[content]) for part in parts for content in part]
+    hosts.demand_agreement(here, f"the hosts do not find the same files: {SHARED_DISK}")
+    mine = [[(content, tasks[content]) for content in part] for part in hosts.share(parts)]
+
+    def work() -> None:
+        for part in extractor.compute(mine, jobs, hosts.first()):
+            write_part(store, part)
+
+    hosts.tell(work)
+    return _reopened(cache, extractor, [content for part in parts for content in part])
+
+
+SHARED_DISK = "--root and --cache must lie on a disk that all of them share"
+
+
+def _settled(store: Store, content: str) -> bool:
+    return content in store.rows or content in store.failed
+
+
+def _is_there(source: Any) -> bool:
+    return not isinstance(source, Path) or source.exists()
+
+
+def _reopened(cache: Path, extractor: Extractor, added: Sequence[str]) -> Store:
+    began = time.monotonic()
+    while True:
+        store = open_store(cache, extractor.settings)
+        absent = sum(not _settled(store, content) for content in added)
+        if hosts.count() == 1 or not absent:
+            return store
+        if time.monotonic() - began > PATIENCE:
+            raise CallError(f"{absent} of {len(added)} new features, by other hosts, are not in {store.folder}: {SHARED_DISK}")
+        time.sleep(1.0)

@@ -1,0 +1,225 @@
+"""Several hosts, as processes on this machine that join each other: the same files as from one, and one end for all."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import write_table
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxser import cv, extract, extract_lld, hosts, paper
+from jaxser.devices import dealt, in_blocks
+from jaxser.errors import CallError
+from jaxser.report import table as printed_table
+from jaxser.store import load_frames
+
+TABLES = ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv")
+
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+from jaxser import command, cv, ensemble, extract, extract_lld, extractor, hosts
+from jaxser.errors import WorkError
+extract_lld.PART = 8  # so that a small corpus has several
+extractor.PATIENCE = 0.0
+me, keep = sys.argv[-1], extractor.write_part
+def write_part(store, part):
+    keep(store, part)
+    with open(os.environ["WRITTEN"] + me, "a") as file:
+        file.writelines(entry.content + chr(10) for entry in part)
+    if os.environ.get("KILLED") == me:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "KILLED" in os.environ:
+        time.sleep(100)  # in the midst of work when the other is gone
+extractor.write_part = write_part
+if os.environ.get("FAILS") == me:
+    def train_runs(model, tx, inputs, labels, runs, *rest, **more):
+        raise WorkError(f"the loss of seed {runs[0].seed}, fold {runs[0].fold} is nan")
+    ensemble.train_runs = train_runs
+"""
+RUN = {name: f"command.run_command('jaxser.{name}', {name}.Config, {name}.main)\n" for name in ("cv", "extract")}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus, and what one process makes of it: run and cache."""
+    home = tmp_path_factory.mktemp("hosts")
+    write_table(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_lld, "PART", 8)
+        cv.main(config(home, home / "cache", out=home / "run"))
+    return home
+
+
+def config(home: Path, cache: Path, **changes) -> cv.Config:
+    flags = {"head": "mean", "features": "lld", "updates": 300, "learning_rate": 1e-2, "seeds": 3} | changes
+    return cv.Config(corpus="csv", root=home / "corpus.csv", cache=cache, jobs=1, **flags)
+
+
+def flags_of(of: extract.Config, command: str) -> list[str]:
+    known = {"cv": cv.Config, "extract": extract.Config}[command].__dataclass_fields__
+    given = {name: value for name, value in vars(of).items() if name in known and value != known[name].default}
+    return [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), str(value))]
+
+
+def on_two(
+    of: extract.Config, command: str, place: Path, caches: tuple[Path, ...] = (), **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """The command on two hosts of two devices each; what each wrote into the store is noted in `place`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    known = os.environ | environment | {"WRITTEN": str(place / "written-")}
+    known["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    processes = []
+    for number in (0, 1):
+        one = replace(of, cache=caches[number]) if caches else of
+        joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(number)]
+        call = [sys.executable, "-c", PROGRAM + RUN[command], *flags_of(one, command), *joined]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(call, env=known, **pipes))
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [subprocess.CompletedProcess([], p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def written(place: Path, number: int) -> list[str]:
+    """The contents that one host wrote into the store."""
+    note = place / f"written-{number}"
+    return note.read_text().split() if note.exists() else []
+
+
+def store_of(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.glob("features/*/*")}
+
+
+def test_two_hosts_give_what_one_gives(home: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    ends = on_two(config(home, tmp_path / "cache", out=out), "cv", tmp_path)
+    assert [end.returncode for end in ends] == [0, 0], ends
+    assert ends[0].stdout == printed_table(out) + "\n"
+    assert [ends[1].stdout, ends[0].stderr, ends[1].stderr] == ["", "", ""]
+    for name in (*TABLES, "config.json"):
+        assert (out / name).read_bytes() == (home / "run" / name).read_bytes(), name
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (home / "run", out))
+    assert sum(one.pop("runs_per_device")) == 9
+    assert one.pop("devices") == min(9, jax.local_device_count())
+    assert (two.pop("devices"), two.pop("runs_per_device")) == (4, [3, 2, 2, 2])
+    assert one | {"seconds": 0} == two | {"seconds": 0}
+    one, two = (json.loads((folder / "protocol.json").read_text()) for folder in (home / "run", out))
+    assert two.pop("device") == one.pop("device").replace(f"{jax.local_device_count()} x", "4 x") + " on 2 hosts"
+    assert one == two
+    assert store_of(tmp_path / "cache") == store_of(home / "cache")
+    both = Counter(written(tmp_path, 0) + written(tmp_path, 1))
+    assert len(written(tmp_path, 0)) == len(written(tmp_path, 1)) == 24
+    assert len(both) == both.total() == 48
+
+
+def test_a_host_that_is_killed_ends_the_others_and_the_same_command_goes_on(home: Path, tmp_path: Path):
+    call = config(home, tmp_path / "cache")
+    killed, other = on_two(call, "extract", tmp_path, KILLED="0")
+    assert killed.returncode == -signal.SIGKILL
+    # It hears that the connection is gone, with no wait for a heartbeat. On a busy machine jax can be the first to say so, and
+    # then aborts us in words of its own.
+    lines = {
+        1: "jaxser: another host was lost: run the same command again on all of them",
+        -signal.SIGABRT: "another task died",
+    }
+    assert lines[other.returncode] in other.stderr
+    before = [*written(tmp_path, 0), *written(tmp_path, 1)]
+    assert written(tmp_path, 0)
+    assert len(before) < 48
+    ends = on_two(call, "extract", tmp_path)
+    assert [end.returncode for end in ends] == [0, 0], ends
+    assert "48 utterances, 0 left out" in ends[0].stdout
+    assert ends[1].stdout == ""
+    both = Counter(written(tmp_path, 0) + written(tmp_path, 1))
+    assert len(both) == both.total() == 48
+    assert store_of(tmp_path / "cache") == store_of(home / "cache")
+    stores = [extract.fill(cache, extract.sound_extractor(call), {}, 1) for cache in (tmp_path / "cache", home / "cache")]
+    one, two = (load_frames(store, sorted(both)) for store in stores)
+    every = np.arange(len(both))
+    assert (one.x[every] == two.x[every]).all()
+
+
+def test_an_error_on_one_host_ends_both_with_its_line(home: Path, tmp_path: Path):
+    ends = on_two(config(home, home / "cache", out=tmp_path / "run"), "cv", tmp_path, FAILS="1")
+    assert [end.returncode for end in ends] == [1, 1], ends
+    assert [end.stderr for end in ends] == ["jaxser.cv: the loss of seed 0, fold 1 is nan\n"] * 2
+    assert [end.stdout for end in ends] == ["", ""]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_cache_that_is_not_shared_is_named(home: Path, tmp_path: Path):
+    ends = on_two(config(home, home), "extract", tmp_path, caches=(tmp_path / "one", tmp_path / "two"))
+    assert [end.returncode for end in ends] == [2, 2], ends
+    (line,) = {end.stderr for end in ends}
+    assert "24 of 48 new features, by other hosts, are not in " in line
+    assert line.endswith("--root and --cache must lie on a disk that all of them share\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coordinator": "localhost:1"}, "how many there are, and which one this is"),
+        ({"coordinator": "localhost", "processes": 2, "process": 0}, "--coordinator localhost .*: HOST:PORT"),
+        ({"coordinator": "localhost:1", "processes": 2, "process": 2}, "--process 2: HOST:PORT"),
+        ({"processes": 2, "process": 0}, "need --coordinator"),
+        ({"coordinator": "auto", "process": 0}, "need --coordinator"),
+        ({"coordinator": "auto"}, "--coordinator auto: "),
+    ],
+)
+def test_wrong_flags(home: Path, tmp_path: Path, changes: dict, message: str):
+    call = config(home, tmp_path / "cache", out=tmp_path / "run", **changes)
+    with pytest.raises(CallError, match=message):
+        cv.main(call)
+    with pytest.raises(CallError, match=message):
+        extract.main(extract.Config(corpus="csv", root=call.root, cache=call.cache, **changes))
+    with pytest.raises(CallError, match=message):
+        paper.main(paper.Config(table=1, corpus="csv", root=call.root, cache=call.cache, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 5))
+def test_runs_are_dealt_evenly(runs: int, many: int, devices: int):
+    placed = dealt(runs, many, devices)
+    counts = [placed.count(device) for device in range(many * devices)]
+    assert sum(counts) == runs
+    assert max(counts) - min(counts) <= 1
+    for host in range(many):
+        # What train_runs does: one block of equal length for each device, in its order.
+        mine = [*range(runs)][host::many]
+        blocks = min(devices, max(2, len(mine)))
+        order = in_blocks(len(mine), blocks)
+        assert len(order) % blocks == 0
+        assert sorted(run for run in order if run is not None) == [*range(len(mine))]
+        for place, run in enumerate(order):
+            if run is not None:
+                assert placed[mine[run]] == host * devices + place // (len(order) // blocks)
+
+
+def test_a_known_case_of_dealing():
+    assert Counter(dealt(7, 2, 2)) == {0: 2, 1: 2, 2: 2, 3: 1}
+    assert in_blocks(5, 4) == [0, 4, 1, None, 2, None, 3, None]
+
+
+def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hosts, "_exchanged", lambda message: pytest.fail("exchanged"))
+    assert (hosts.count(), hosts.index(), hosts.first(), hosts.share("abc")) == (1, 0, True, "abc")
+    assert hosts.tell(lambda: {"a": 1}) == [{"a": 1}]
+    assert hosts.of_first(lambda: 3) == hosts.after_first(lambda: 3) == 3
+    hosts.demand_agreement([1], "no")
+    hosts.barrier()
