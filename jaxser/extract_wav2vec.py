@@ -81,7 +81,9 @@ def settings(
 def plan(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[list[Task]]:
     """All files in parts, longest first. `jobs` is the number of threads that look at them."""
     budget = _budget()
-    part_seconds = budget.batch_seconds * budget.batches_a_part * jax.local_device_count()
+    # Of a CPU any number of cores makes the same parts; accelerators want full batches.
+    devices = 1 if budget is CPU else jax.local_device_count()
+    part_seconds = budget.batch_seconds * budget.batches_a_part * devices
     return plan_parts(tasks, _seconds(tasks, jobs, settings), part_seconds)
 
 

@@ -16,7 +16,8 @@ def signature(
     config: cv.Config = CONFIG, corpus: Corpus = CORPUS, contents: dict[str, str] = CONTENTS, count=None, reads=("audio",)
 ) -> str:
     extractors = {
-        kind: Extractor(kind, {"extractor": kind}, lambda u: {}, lambda u: "", lambda t, j: iter(())) for kind in reads
+        kind: Extractor(kind, {"extractor": kind}, lambda u: {}, lambda u: "", lambda t, j: [], lambda p, j, b: iter(()))
+        for kind in reads
     }
     features = [Features(one, Store(Path(f"{kind}-0"), 3, {}, {}), contents) for kind, one in extractors.items()]
     return protocol.signature(config, corpus, folds.assign(corpus, count), features)
@@ -49,7 +50,7 @@ def test_whatever_changes_the_number_changes_the_signature():
 
 def test_the_signature_names_the_weights():
     settings = {"extractor": "wav2vec", "layer": "c", "weights_sha256": "0123456789abcdef"}
-    one = Extractor("audio", settings, lambda u: {}, lambda u: "", lambda t, j: iter(()), "nano")
+    one = Extractor("audio", settings, lambda u: {}, lambda u: "", lambda t, j: [], lambda p, j, b: iter(()), "nano")
     features = [Features(one, Store(Path("wav2vec-0"), 3, {}, {}), CONTENTS)]
     assert "|features:wav2vec-0|weights:nano-01234567|" in protocol.signature(CONFIG, CORPUS, folds.assign(CORPUS), features)
 
