@@ -15,12 +15,14 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxser", "beartype.beartype")
 
-from jaxser import devices  # noqa: E402 (after the hook)
-from jaxser.architecture import NANO  # noqa: E402
-
-# As the commands do. Many tests compile the same programs.
+# Two devices, as commands have on a CPU with two cores, also in the processes that tests start; and what one of them has
+# compiled, the others need not.
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxser-compiled-")
-devices.prepare(Path(COMPILED.name))
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+from jaxser.architecture import NANO  # noqa: E402 (after the hook)
 
 # How long a drawn example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("jaxser", deadline=None)

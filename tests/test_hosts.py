@@ -80,7 +80,7 @@ def on_two(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     known = os.environ | environment | {"WRITTEN": str(place / "written-")}
-    known["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    known["JAX_NUM_CPU_DEVICES"] = "2"
     processes = []
     for number in (0, 1):
         one = replace(of, cache=caches[number]) if caches else of

@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pyt
         ({"coordinator": "localhost", "processes": 2, "process": 0}, "--coordinator localhost .*: HOST:PORT"),
         ({"coordinator": "localhost:1", "processes": 2, "process": 2}, "--process 2: HOST:PORT"),
         ({"coordinator": "auto"}, "--coordinator auto: "),
-        ({"batch_seconds": 0.5}, r"--batch-seconds 0.5 is less than one crop .*: --batch-seconds 1"),
+        ({"batch_seconds": 0.5}, r"--batch-seconds 0.5 is less than one crop for each of 2 .*: --batch-seconds 2"),
         ({"crop_seconds": 1e-5}, "too short for these predictions"),
         ({"seed": 2**31}, "--seed 2147483648: below"),
         ({"out": "nano"}, r"--out nano: .* \./nano"),
@@ -307,12 +307,12 @@ def test_half_precision_on_disk(speech: Path, finished: Path, tmp_path: Path):
 def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     """Two processes, each with a device of its own, against one process with two devices."""
     alone = config(speech, tmp_path / "alone")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     subprocess.run([*COMMAND, *flags(alone)], check=True, capture_output=True, env=environment, timeout=600)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     processes = []
     for number in (0, 1):
         call = config(speech, tmp_path / "two", coordinator=f"localhost:{port}", processes=2, process=number)

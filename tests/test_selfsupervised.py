@@ -147,7 +147,7 @@ def test_four_devices_share_a_batch(tmp_path: Path):
     found = []
     for devices in (1, 4):
         script = FOUR.format(tests=str(Path(__file__).parent), devices=devices)
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
         command = [sys.executable, "-c", script, str(tmp_path / str(devices))]
         subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], timeout=300)
         found.append(pickle.loads((tmp_path / str(devices)).read_bytes()))

@@ -319,8 +319,8 @@ for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
 
 
 def run_on_devices(count: int, code: str) -> None:
-    flags = f"--xla_force_host_platform_device_count={count}"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(count), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_four_devices_give_the_bits_of_pmap():
