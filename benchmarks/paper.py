@@ -21,6 +21,7 @@ import soundfile
 
 from benchmarks.timing import OtherLoad, conclude, machine, run_benchmark, say, stamp, table
 from jaxser import audio, devices, extract, paper
+from jaxser.errors import CallError
 
 SPEAKERS, SESSIONS, LABELS = 10, 5, ("neutral", "happy", "sad", "angry")
 WORDS = ("so", "I", "do", "not", "know", "what", "that", "was", "like", "well", "yeah", "go")
@@ -44,15 +45,19 @@ class Config:
     updates: int | None = None
     """Length of training in every cell, in place of each head's own; what all of them would take is then projected."""
     what: tuple[str, ...] = ("table-1", "figure-2", "table-2")
+    home: Path | None = None
+    """A new folder for the features, the runs and the tables, to look at afterwards. Default: one that goes."""
     json: Path | None = None
     """Write everything measured to this file as well."""
 
 
 def main(config: Config) -> None:
-    """The whole benchmark, in a folder that goes afterwards."""
+    """The whole benchmark."""
     found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.paper", *sys.argv[1:]])}
-    with tempfile.TemporaryDirectory() as home:
-        work = Path(home)
+    with tempfile.TemporaryDirectory() as passing:
+        work = config.home or Path(passing)
+        if config.home and config.home.exists():
+            raise CallError(f"--home {config.home} is there already: a cold start begins with nothing")
         corpus, root = config.corpus, config.root
         if corpus == "made":
             corpus, root = "csv", make(work / "corpus", config.utterances)
@@ -113,7 +118,7 @@ def make(home: Path, utterances: int) -> Path:
     random = np.random.default_rng(0)
     spread = (2 * np.log(4.55 / 3.58)) ** 0.5
     seconds = np.clip(3.58 * np.exp(spread * random.normal(size=utterances)), 0.6, 34)
-    home.mkdir()
+    home.mkdir(parents=True)
     with (home / "corpus.csv").open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file).writerow
         write(["path", "label", "speaker", "group", "text"])
