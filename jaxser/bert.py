@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError, safe_open
 
+from jaxser import devices
 from jaxser.digests import digests, text_digest
 from jaxser.errors import CallError, WorkError
 
@@ -118,7 +119,7 @@ def _fetched(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model in memory, on all local devices."""
+    """A model in memory, on the local devices."""
 
     tokenizer: Any
     longest: int
@@ -168,7 +169,7 @@ def load(model: Model) -> Encoder:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WorkError(f"{model.folder} cannot be read as BERT: {str(error).splitlines()[0]}") from None
     params = jax.tree_util.tree_map_with_path(partial(_wanted_of, tensors, model.folder), flax.params_shape_tree)
-    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    mesh = Mesh(np.array(devices.for_batches()), ("batch",))
     params = jax.device_put(params, NamedSharding(mesh, P()))
     return Encoder(tokenizer, config.max_position_embeddings, jax.jit(partial(_hidden, flax.module)), params, mesh)
 

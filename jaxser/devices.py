@@ -34,6 +34,13 @@ def prepare(cache: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def for_batches() -> list[Any]:
+    """The local devices that share a batch of files. Of a CPU's, four at the most: a batch has a row for each of them, and
+    their products use the other cores too."""
+    found = jax.local_devices()
+    return found[:4] if found[0].platform == "cpu" else found
+
+
 def dealt(runs: int, hosts: int, devices: int) -> list[int]:
     """The device of every run: dealt in turn to the hosts and, on each, to its devices. Numbered host by host.
 

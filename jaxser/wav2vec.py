@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxser import checkpoint
+from jaxser import checkpoint, devices
 from jaxser.architecture import ARCHITECTURES, Architecture
 from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
@@ -44,7 +44,7 @@ class Encoder:
     precision: Precision
     model: Wav2Vec
     mesh: Mesh
-    """All local devices; a batch is shared out among them."""
+    """Of the local devices; a batch is shared out among them."""
 
     def __call__(
         self, waveforms: Float[Any, "b s"], lengths: Sequence[int] | Int[Any, " b"]
@@ -58,8 +58,8 @@ class Encoder:
         b, s = waveforms.shape
         if lengths.min(initial=0) < 0 or lengths.max(initial=0) > s:
             raise CallError(f"lengths from {lengths.min()} to {lengths.max()} for waveforms of {s} samples")
-        devices = self.mesh.size
-        rows, samples = -(-b // devices) * devices, max(s, self.config.receptive_field[0])
+        count = self.mesh.size
+        rows, samples = -(-b // count) * count, max(s, self.config.receptive_field[0])
         waveforms = np.pad(waveforms, ((0, rows - b), (0, samples - s)))
         z, c, frames = _apply(self.model, self.mesh, self.params, waveforms, np.pad(lengths, (0, rows - b)))
         return z[:b], c[:b], frames[:b]
@@ -106,12 +106,12 @@ def _float32(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Precision = "float32") -> Encoder:
-    """An encoder on all local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
+    """An encoder on the local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
     on_cpu = jax.default_backend() == "cpu"
     if precision == "bfloat16" and on_cpu:
         raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
     model, digest = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu), encoder_digest(config, params)
-    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    mesh = Mesh(np.array(devices.for_batches()), ("batch",))
     if on_cpu:
         params = spectral_params(config, params)
     params = jax.device_put(dict(params), NamedSharding(mesh, PartitionSpec()))

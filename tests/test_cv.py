@@ -255,6 +255,11 @@ def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config, tmp_
     assert {field.name for field in fields(cv.Config)} > set(cv.NOT_IN_HASH)
 
 
+def test_memory_that_holds_no_batch_is_named(config: cv.Config):
+    with pytest.raises(CallError, match=r"--memory 1e-06: frames of two batches of 64 utterances need .* GiB: give as much"):
+        cv.main(replace(config, head="attention", memory=1e-6))
+
+
 def test_the_command_itself(table: Path, tmp_path: Path):
     flags = [
         "--corpus",
