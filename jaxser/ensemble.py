@@ -164,7 +164,7 @@ def _train_group(
         if not parallel:
             rooms = rooms[-1:]
             shared, plan = ahead.result()
-            parallel = _parallel_that_fits(update, mesh, shared, (own, plan), state)
+            parallel = _parallel_that_fits(update, mesh, shared, (own, plan), (state,))
         parallel = min(parallel, filled // mesh.size)
         # Several runs at once would compute every room and keep one.
         rooms = work.rooms if parallel == 1 else work.rooms[-1:]

@@ -196,6 +196,17 @@ def test_a_loss_that_is_not_finite_names_its_run():
         trained("mean", runs_of(3), rate=float("inf"))
 
 
+@pytest.mark.parametrize(("free", "parallel"), [(1, 1), (10**9, 2)])
+def test_an_accelerator_takes_as_many_runs_at_once_as_its_memory_holds(monkeypatch, free: int, parallel: int):
+    # What a GPU would say of its memory; three runs on two devices are two on one of them.
+    alone = trained("mlp", runs_of(3), parallel=1)
+    monkeypatch.setattr(ensemble.devices, "free_memory", lambda device: free)
+    monkeypatch.setattr(ensemble.devices, "memory_for_frames", lambda device: 10**9)
+    found = trained("mlp", runs_of(3))
+    assert found.parallel == parallel
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), alone.logits, found.logits)
+
+
 def test_rooms_hold_every_batch_and_depend_on_it_alone():
     frames, _ = problem(n=40)
     wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))  # frames enough to be worth it
