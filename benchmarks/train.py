@@ -80,8 +80,7 @@ class Config:
 
 def main(config: Config) -> None:
     """The whole benchmark."""
-    if CORES > 1 and jax.config.jax_num_cpu_devices < CORES:
-        jax.config.update("jax_num_cpu_devices", CORES)
+    devices.each_core()
     cells = [Cell(*name.split(), config.size) for name in config.cells]
     if config.only:
         system, _, runs = config.only.rpartition(":")

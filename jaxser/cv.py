@@ -53,7 +53,7 @@ class Config(extract.Config):
     """Runs at once on each device; 0: one on a CPU, as many as memory holds on an accelerator."""
     memory: float = 0.0
     """GiB that frames may take on each device; 0: what there is. Those that do not fit are read from disk as batches need
-    them, with the same results."""
+    them, with the same results; fewer runs may then be trained at once."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
 

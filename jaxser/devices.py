@@ -16,22 +16,28 @@ SHARE = 0.6
 
 
 def prepare(cache: Path) -> None:
-    """Before anything else of jax: make each core of a CPU a device, and keep compiled programs in the cache folder.
-
-    Runs, and batches of files, are then shared out among the cores, where one device would share out the rows of a single
-    small product: benchmarks/RESULTS.md has the effect. There are two devices at the least, also on one core: XLA compiles for
-    several in one way, however many, and for one alone in another, which rounds differently. Who states a number of devices
-    (XLA_FLAGS, JAX_NUM_CPU_DEVICES) or a folder (JAX_COMPILATION_CACHE_DIR) is heeded.
-    """
-    stated = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not stated:
-        with suppress(RuntimeError):  # jax is at work already, in a program that calls ours: it keeps the devices that it has
-            jax.config.update("jax_num_cpu_devices", max(2, workers()))
+    """Before anything else of jax: make each core of a CPU a device, and keep compiled programs in the cache folder, or in
+    that which JAX_COMPILATION_CACHE_DIR names."""
+    each_core()
     if not jax.config.jax_compilation_cache_dir:
         # Code for one processor may not run on another, and caches are carried about.
         kind = text_digest(f"{processor()} {platform.machine()} {workers()} cores")[:12]
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def each_core() -> None:
+    """Make each core of a CPU a device, where jax is not at work yet.
+
+    Runs, and batches of files, are then shared out among the cores, where one device would share out the rows of a single
+    small product: benchmarks/RESULTS.md has the effect. There are two devices at the least, also on one core: XLA compiles for
+    several in one way, however many, and for one alone in another, which rounds differently. Who states a number
+    (JAX_NUM_CPU_DEVICES, XLA_FLAGS) is heeded.
+    """
+    stated = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not stated:
+        with suppress(RuntimeError):  # jax is at work already, in a program that calls ours: it keeps the devices that it has
+            jax.config.update("jax_num_cpu_devices", max(2, workers()))
 
 
 def for_batches() -> list[Any]:
@@ -73,11 +79,17 @@ def memory_for_frames(device: Any) -> float:
 
 
 def _available() -> int:
+    # Of the machine, or of the container where that allows less.
     try:
         lines = Path("/proc/meminfo").read_text().split("\n")
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        machine = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        most, now = (Path(f"/sys/fs/cgroup/memory.{what}").read_text() for what in ("max", "current"))
+        return min(machine, max(0, int(most) - int(now)))
+    except (OSError, ValueError):  # no such limit
+        return machine
 
 
 def processor() -> str:

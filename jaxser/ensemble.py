@@ -9,7 +9,7 @@ with several at once (`parallel`) no more than rounding.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,9 @@ CHUNK = 250
 ROOMS = 16
 """Into how many steps the padded size of a batch is cut for a head that computes no padding. Each that occurs is compiled, in
 about half a second."""
+
+KINDS = (np.float32, np.bool_)
+"""Of frames and of their mask."""
 
 SMALL = 256
 """Frames of a padded batch up to which that does not pay."""
@@ -112,6 +115,14 @@ class Work:
     rooms: tuple[int, ...]
     table: int = 0
     """Rows of frames that a device holds at a time; 0: all, and they stay."""
+    compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    """Programs by what they do, for one group of runs after the other."""
+
+    def program(self, name: str, one: Callable[..., Any], parallel: int) -> Callable[..., Any]:
+        """`one` over all runs of a group; compiled for the first of them."""
+        if (name, parallel) not in self.compiled:
+            self.compiled[name, parallel] = over_runs(one, self.mesh, parallel, apart=bool(self.table))
+        return self.compiled[name, parallel]
 
 
 def _train_group(
@@ -168,7 +179,7 @@ def _train_group(
         parallel = min(parallel, filled // mesh.size)
         # Several runs at once would compute every room and keep one.
         rooms = work.rooms if parallel == 1 else work.rooms[-1:]
-        update_all = over_runs(update, mesh, parallel, apart=bool(work.table))
+        update_all = work.program("update", update, parallel)
         for number in range(chunks):
             shared, plan = ahead.result()
             if number + 1 < chunks:
@@ -183,12 +194,14 @@ def _train_group(
         return train.predict(model, inputs, standards, params, rows)
 
     width = max(len(r.test) for r in runs)
-    step = work.table // (filled // mesh.size) // train.PREDICT_BATCH * train.PREDICT_BATCH if work.table else width
+    batch = train.PREDICT_BATCH
+    step = min(work.table // (filled // mesh.size) // batch, -(-width // batch)) * batch if work.table else width
     width = -(-width // step) * step
     test = np.full((filled, width), -1, np.int32)
     for place, r in zip(places, runs, strict=True):
         test[place, : len(r.test)] = r.test
-    predict_all = over_runs(predict, mesh, parallel, apart=bool(work.table))
+    predict_all = work.program("predict", predict, parallel)
+    del ahead, shared, plan  # of tables there is room for two, and prediction makes its own
     found = []
     for start in range(0, width, step):
         shared, rows = placed(test[:, start : start + step])
@@ -255,8 +268,8 @@ def _rows_of_a_table(inputs: tuple[Frames, ...], limit: float, batch_size: int) 
     room, least = int(limit / 2 / a_row), max(batch_size, train.PREDICT_BATCH)
     if room < least:
         raise CallError(
-            f"--memory {limit / 2**30:.3g}: frames of two batches of {least} utterances need "
-            f"{2 * least * a_row / 2**30:.3g} GiB: give as much, or average more frames into one (--average-frames)"
+            f"frames may take {limit / 2**30:.3g} GiB on a device, and two batches of {least} utterances need "
+            f"{2 * least * a_row / 2**30:.3g}: give as much with --memory"
         )
     return room
 
@@ -269,19 +282,19 @@ def table_of(
     For each of `count` devices, which share the leading axis of `rows` out among them, a table of its own, all of one size.
     A larger row keeps the larger number.
     """
-    tables, places = [], []
-    size = min(len(labels), rows.size // count)
-    for mine in rows.reshape(count, -1, *rows.shape[1:]):
+    places, size = np.empty_like(rows), min(len(labels), rows.size // count)
+    empty = [[np.zeros((count, size, *of.shape[1:]), kind) for of, kind in zip(f, KINDS, strict=True)] for f in inputs]
+    tables = tuple(Frames(*of) for of in empty)
+    of_tables = np.zeros((count, size), labels.dtype)
+    blocks = np.split(np.arange(len(rows)), count)
+    for device, block in enumerate(blocks):
+        mine = rows[block]
         needed = np.unique(mine[mine >= 0])
-        tables.append(np.pad(needed, (0, size - len(needed)), mode="edge" if len(needed) else "constant"))
-        places.append(np.where(mine < 0, -1, np.searchsorted(needed, mine)).astype(np.int32))
-    frames = tuple(
-        Frames(
-            np.stack([np.asarray(f.x[table]) for table in tables]), np.stack([np.asarray(f.mask)[table] for table in tables])
-        )
-        for f in inputs
-    )
-    return (frames, np.stack([labels[table] for table in tables])), np.concatenate(places)
+        places[block] = np.where(mine < 0, -1, np.searchsorted(needed, mine))
+        of_tables[device, : len(needed)] = labels[needed]
+        for table, f in zip(tables, inputs, strict=True):
+            table.x[device, : len(needed)], table.mask[device, : len(needed)] = f.x[needed], f.mask[needed]
+    return (tables, of_tables), places
 
 
 def _parallel_that_fits(one: Callable[..., Any], mesh: Mesh, shared: tuple, own: tuple, carried: tuple) -> int:

@@ -10,6 +10,7 @@ for every frame anew, it would average out over some 200 frames before the mean 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -102,9 +103,13 @@ class MLP(nn.Module):
         width = mlp_width(x.shape[1], self.classes)
         x = nn.relu(nn.Dense(width)(x))
         kept = nn.Dropout(self.dropout)(jnp.ones((member.shape[1], width), x.dtype), deterministic=not train)
-        x = nn.relu(nn.Dense(width)(x * (member @ kept)))
-        pooled = (member.T @ x) / member.sum(0)[:, None]
+        x = nn.relu(nn.Dense(width)(x * _exactly(member, kept)))
+        pooled = _exactly(member.T, x) / member.sum(0)[:, None]
         return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
+
+
+_exactly = partial(jnp.matmul, precision="highest")
+"""A product that only copies and adds up: accelerators would round what it takes along."""
 
 
 def end_to_end(frames: Frames, room: int | None = None) -> tuple[Float[Array, "p d"], Float[Array, "p b"]]:

@@ -73,7 +73,7 @@ def advance(
 
     The loss of a step is the mean cross-entropy of the rows that are there. A wholly empty step has the loss NaN and changes
     nothing, neither the parameters nor Adam's moments, so that runs of different lengths share one program; an empty plan
-    costs nothing.
+    costs nothing where runs go one at a time.
 
     `rooms`, ascending, are for a head that computes no padding: each batch takes the first one that its frames fit in. Which
     one that is depends on the batch alone, so the company of other runs and batches changes no bit.
