@@ -85,7 +85,7 @@ def test_no_such_file(tmp_path: Path):
 
 def test_entries_of_texts(path: Path, capsys: pytest.CaptureFixture[str]):
     tasks = [("a", "Don't the zzz."), ("b", "door")]
-    ((first, second),) = extract_text.glove_parts(tasks, 1, path, 3)
+    ((first, second),) = extract_text.glove_compute(extract_text.plan(tasks, 1), 1, False, path, 3)
     assert (first.words, second.words) == (("do", "n't", "the", "zzz", "."), ("door",))
     np.testing.assert_array_equal(first.frames[[0, 1, 3]], np.array([[3] * 3, [2] * 3, [0] * 3], np.float32))
     assert "1 of 6 words are not in it and become zeros (zzz, ...)" in capsys.readouterr().err
