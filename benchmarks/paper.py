@@ -6,7 +6,6 @@ The corpus is one of your own (--corpus, --root), or noise in files of IEMOCAP's
 import csv
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,10 +20,15 @@ import soundfile
 
 from benchmarks.timing import OtherLoad, conclude, machine, run_benchmark, say, stamp, table
 from jaxser import audio, devices, extract, paper
+from jaxser.command import command_line
 from jaxser.errors import CallError
 
 SPEAKERS, SESSIONS, LABELS = 10, 5, ("neutral", "happy", "sad", "angry")
 WORDS = ("so", "I", "do", "not", "know", "what", "that", "was", "like", "well", "yeah", "go")
+
+
+PLACES = ("root", "home", "json")
+"""Flags that say where things lie on one machine, which is of no use on another."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Config:
 
 def main(config: Config) -> None:
     """The whole benchmark."""
-    found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.paper", *sys.argv[1:]])}
+    found: dict[str, Any] = {"machine": machine(), "command": command_line("benchmarks.paper", config, PLACES)}
     with tempfile.TemporaryDirectory() as passing:
         work = config.home or Path(passing)
         if config.home and config.home.exists():
