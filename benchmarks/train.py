@@ -36,7 +36,7 @@ from benchmarks.timing import (
     stamp,
     table,
 )
-from jaxser import ensemble, folds, train
+from jaxser import devices, ensemble, folds, train
 from jaxser.heads import DROPOUT, HEADS
 
 CORES = os.cpu_count() or 1
