@@ -26,11 +26,12 @@ from matplotlib.figure import Figure
 
 from jaxser import audio
 from jaxser.audio import SAMPLE_RATE
+from jaxser.calibration import softmax
 from jaxser.corpora import Corpus
 from jaxser.ensemble import Trained
 from jaxser.errors import CallError
 from jaxser.extract import Features
-from jaxser.results import softmax, write_csv
+from jaxser.results import write_csv
 from jaxser.standards import standardised
 from jaxser.store import Frames
 from jaxser.train import Run

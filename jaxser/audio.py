@@ -1,12 +1,15 @@
 """Audio files as mono float32 at 16 kHz, in [-1, 1], never normalised in level."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float32
+
+from jaxser.errors import CallError
 
 SAMPLE_RATE = 16_000
 """Hz. What wav2vec was trained on; everything here is resampled to it."""
@@ -26,7 +29,26 @@ UNKNOWN = 2**62
 UNREADABLE = (soundfile.LibsndfileError, RuntimeError, OSError, TypeError)
 """What soundfile raises for files that it cannot read; TypeError for those it takes for headerless ones, by their suffix."""
 
+RATES = (1_000, 1_000_000)
+"""Hz. Lower and higher ones are headers that are damaged: resampling would take all the memory there is."""
+
+BLOCK = 2**22
+"""Numbers decoded at once."""
+
 Crop = Literal["first", "centre"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file: `samples` from sample `start` on, both at SAMPLE_RATE."""
+
+    path: Path
+    start: int
+    samples: int
+
+
+Source = Path | Span | np.ndarray
+"""Where sound comes from: a file, a part of one, or mono samples at SAMPLE_RATE that are there already."""
 
 
 class AudioError(ValueError):
@@ -43,8 +65,45 @@ def load(path: str | Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "fi
     An mp3 without a frame count in its header gives no sign of being cut short.
     """
     signal, rate = _decode(Path(path))
-    signal = crop(resample(signal, rate), max_seconds, crop_to)
+    return _usable(resample(signal, rate), max_seconds, crop_to)
+
+
+def read(source: Source, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") -> Float32[np.ndarray, " s"]:
+    """What `load` gives of a file, of any source. Raises AudioError for what cannot be used."""
+    if isinstance(source, Span):
+        return _usable(load_part(source.path, source.start, source.samples), max_seconds, crop_to)
+    if isinstance(source, np.ndarray):
+        return _usable(source, max_seconds, crop_to)
+    return load(source, max_seconds, crop_to)
+
+
+def from_array(signal: Any, sampling_rate: int) -> Float32[np.ndarray, " s"]:
+    """Samples of any rate and kind as mono float32 at SAMPLE_RATE: [s], or stereo, [2, s] or [s, 2], which is averaged.
+
+    Whole numbers are taken as PCM and brought to [-1, 1]. Raises CallError for what is no signal: more than two rows might be
+    several signals.
+    """
+    signal = np.asarray(signal)
+    if signal.ndim == 2 and min(signal.shape) <= 2:
+        signal = signal if signal.shape[0] <= 2 else signal.T
+    elif signal.ndim != 1:
+        raise CallError(f"a signal of shape {signal.shape}: one of [samples], or stereo; for several of them give a list")
+    if not signal.size:
+        raise CallError("a signal without a sample")
+    if not RATES[0] <= sampling_rate <= RATES[1] or signal.dtype.kind not in "fiu":
+        raise CallError(f"a signal of {signal.dtype} at {sampling_rate} Hz: numbers, and how many of them make a second")
+    if signal.dtype.kind in "iu":
+        steps = 2.0 ** (8 * signal.dtype.itemsize - 1)
+        signal = (signal - steps * (signal.dtype.kind == "u")) / steps
+    signal = signal.astype(np.float32)
+    return resample(signal if signal.ndim == 1 else signal.mean(0, dtype=np.float32), int(sampling_rate))
+
+
+def _usable(signal: Float32[np.ndarray, " s"], max_seconds: float, crop_to: Crop) -> Float32[np.ndarray, " s2"]:
+    signal = crop(signal, max_seconds, crop_to)
     _demand_finite(signal)
+    if not signal.size:
+        raise AudioError("it holds no samples")
     if silent(signal):
         part = f"the {crop_to} {max_seconds:g} s" if max_seconds else "it"
         raise AudioError(f"silent: every sample of {part} is {signal[0]:g}")
@@ -61,6 +120,7 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
+            _demand_rate(rate)
             file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
             signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
     except UNREADABLE as error:
@@ -93,7 +153,15 @@ def samples_promised(path: Path) -> int:
         header = soundfile.info(str(path))
     except UNREADABLE:
         return 0
-    return round(header.frames * SAMPLE_RATE / header.samplerate) if header.frames < UNKNOWN else 0
+    known = header.frames < UNKNOWN and RATES[0] <= header.samplerate <= RATES[1]
+    return round(header.frames * SAMPLE_RATE / header.samplerate) if known else 0
+
+
+def samples_in(source: Source) -> int:
+    """How many samples a source promises; 0 where a file's header cannot be read."""
+    if isinstance(source, Span):
+        return source.samples
+    return len(source) if isinstance(source, np.ndarray) else samples_promised(source)
 
 
 def resample(signal: Float32[np.ndarray, " s"], rate: int) -> Float32[np.ndarray, " s2"]:
@@ -124,7 +192,8 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
                 raise AudioError(
                     "its header does not say how long it is, as of one that was written into a pipe: write it anew"
                 )
-            samples = file.read(dtype="float32", always_2d=True)
+            _demand_rate(rate)
+            samples = _all_of(file)
     except UNREADABLE as error:
         raise AudioError(f"not readable as audio: {_reason(error)}") from None
     if len(samples) < promised or _ends_early(path):
@@ -132,6 +201,20 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     if len(samples) == 0:
         raise AudioError("it holds no samples")
     return samples.mean(axis=1, dtype=np.float32), rate
+
+
+def _all_of(file: soundfile.SoundFile) -> Float32[np.ndarray, "s channels"]:
+    # In blocks: a header may promise far more than there is, and memory would be asked for all of it.
+    size, blocks = max(1, BLOCK // file.channels), []
+    while not blocks or len(blocks[-1]) == size:
+        blocks.append(file.read(size, dtype="float32", always_2d=True))
+    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _demand_rate(rate: int) -> None:
+    low, high = RATES
+    if not low <= rate <= high:
+        raise AudioError(f"its header says {rate} Hz: between {low:,} and {high:,} is speech")
 
 
 def _ends_early(path: Path) -> bool:

@@ -1,10 +1,11 @@
-"""The model card of pretrained weights: what they heard, how they were made, how well they predict, what they are not for."""
+"""Model cards: of pretrained weights, what they heard and how well they predict; of a trained recogniser, its score and how
+that was made; of both, what they are not for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxser import recordings
+from jaxser import recordings, report
 from jaxser.recordings import Recording
 
 FILE = "MODEL_CARD.md"
@@ -77,3 +78,67 @@ negatives, in training since the line before and on held-out speech.
 def _source(source: Mapping[str, Any]) -> str:
     people = f", {source['speakers']} speakers" if source["speakers"] else ", speakers not named"
     return f"{source['name']} ({source['files']:,} files, {source['hours']:.2f} h{people})"
+
+
+def recogniser(about: Mapping[str, Any]) -> str:
+    """The card of a trained recogniser as Markdown, from what its checkpoint says of itself."""
+    summary, card, heads = about["summary"], about["card"], len(about["members"])
+    found = summary["calibration"]
+    scores = [*report.scores_in_words(summary), *report.marks_against(summary)]
+    recalls = "\n".join(
+        f"| {name} | {report.percent(recall['mean'])} | {report.interval(recall)} |"
+        for name, recall in summary["recalls"].items()
+    )
+    known = report.protocol_in_words(summary, card)
+    protocol = "\n".join(
+        f"- **{name}**: {value if isinstance(value, str) else '; '.join(value)}" for name, value in known.items() if any(value)
+    )
+    final = "\nBeside them it has one head trained on all data (`--final`), which nothing was held out from to score.\n"
+    encoders = "\n".join(
+        f"- {one['name']}" + "".join(f", sha256 {one['settings'][name]}" for name in SHA256 if name in one["settings"])
+        for one in about["inputs"]
+    )
+    return f"""# {report.title(summary, card)}
+
+A recogniser of emotion in speech, made by jaxser. It labels recordings as one of {", ".join(about["classes"])}:
+
+    python -m jaxser.predict PATH/TO/THIS/FOLDER RECORDING ...
+
+It holds {heads} heads, one for each fold and seed, whose mean it gives.
+{final if about["final"] else ""}
+## How well it does, on speakers it has never heard
+
+{chr(10).join(f"- {line}" for line in scores)}
+- {report.calibration_in_words(summary)}
+
+| class | recall % | 95 % interval |
+| --- | ---: | --- |
+{recalls}
+
+These are scores of single heads, each on the speakers that were held out from it. No recording of the corpus is new to all
+heads, so the mean of them has no score of its own.
+
+Its logits are divided by {found["temperature"]:.3f}, which was fitted on what each head said of its held-out speakers.
+
+## What it reads
+
+{encoders}
+
+The encoder's weights are not in this folder; others than these are refused.
+
+## Protocol
+
+{protocol}
+
+To repeat it: `{card["command"]}`
+
+## What it is not for
+
+The score holds for speakers, recordings and ways of speaking like those of the corpus above; acted speech is no evidence for
+any other. A label is what a listener might call the sound of a voice, not what a person feels: it is no ground for a decision
+about anyone.
+"""
+
+
+SHA256 = ("weights_sha256", "model_sha256", "file_sha256")
+"""What names an encoder, or a file of word vectors, in the settings of its features."""

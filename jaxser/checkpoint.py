@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,45 @@ def named_leaves(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
 
 
-def save(path: str | os.PathLike, kind: str, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save(
+    path: str | os.PathLike, kind: str, params: Mapping[str, Any], about: Mapping[str, Any], one_host: bool = False
+) -> None:
     """Write a new checkpoint of this kind, whole or not at all. Paths may be remote (gs://).
 
-    `about` is plain data, kept beside the arrays. Raises CallError where something is at `path` already.
+    `about` is plain data, kept beside the arrays. All hosts call this together, or, with `one_host`, one of them. Raises
+    CallError where something is at `path` already.
     """
     folder = demand_new(path)
-    note = {"format": FORMAT, "kind": kind, "digest": tree_digest(params), **about}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        arrays = ocp.args.StandardSave(jax.tree.map(np.asarray, dict(params)))
-        writer.save(folder, args=ocp.args.Composite(about=ocp.args.JsonSave(note), params=arrays))
+    if not jax.process_index():
+        for cut_short in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+            cut_short.rmtree()
+    options = of_this_host("write") if one_host else ocp.options.MultiprocessingOptions()
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
+    with written(folder), ocp.Checkpointer(handler, multiprocessing_options=options) as writer:
+        writer.save(folder, args=contents(kind, params, about))
+
+
+@contextmanager
+def written(path: epath.Path) -> Iterator[None]:
+    """What Orbax raises inside, of a full disk or a folder that cannot be written, as a WorkError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WorkError(f"{path} could not be written: {' '.join(str(error).split())[:300]}") from None
+
+
+def contents(kind: str, params: Mapping[str, Any], about: Mapping[str, Any]) -> ocp.args.Composite:
+    """What Orbax is to write: the arrays, copied to the host, and what is to be known of them."""
+    params = jax.tree.map(np.asarray, dict(params))
+    note = {"format": FORMAT, "kind": kind, "digest": tree_digest(params), **about}
+    return ocp.args.Composite(about=ocp.args.JsonSave(note), params=ocp.args.StandardSave(params))
+
+
+def of_this_host(name: str) -> ocp.options.MultiprocessingOptions:
+    """Of Orbax, for what this host reads or writes by itself: it would wait for the others."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(index, {index}, f"{name}-{index}")
 
 
 def demand_new(path: str | os.PathLike) -> epath.Path:
@@ -88,14 +117,13 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, 
     Raises CallError as `about` does, and WorkError where the arrays are not those that were written.
     """
     note = about(path, kind)
-    # Each host reads for itself: not all of them need what is here, and Orbax would wait for the others.
-    alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, f"read-{jax.process_index()}")
+    mine = of_this_host("read")
     try:
         handler = ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-            params=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            composite_options=ocp.CompositeOptions(multiprocessing_options=mine),
+            params=ocp.StandardCheckpointHandler(multiprocessing_options=mine),
         )
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        with ocp.Checkpointer(handler, multiprocessing_options=mine) as reader:
             params = reader.restore(absolute(path), args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
         params = jax.tree.map(np.asarray, params)
     except (OSError, ValueError, KeyError, TypeError) as error:

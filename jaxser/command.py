@@ -32,8 +32,15 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
         if not type(error).__module__.startswith("jaxser."):
             raise
         _leave(name, str(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has seen enough
+        sys.exit(1)
     except OSError as error:
         _leave(name, f"{error.filename or 'disk'}: {error.strerror or error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _leave(name, f"out of memory: {_smaller(config)}; the same command then goes on from what is done", 1)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what is done is kept, the same command goes on", file=sys.stderr, flush=True)
     else:
@@ -42,6 +49,26 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     # collection lets go of the worker processes' semaphores first.
     gc.collect()
     os._exit(130)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # XLA's own error is a RuntimeError.
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+LIGHTER = {
+    "memory": "--memory GIB leaves frames on disk",
+    "parallel": "--parallel 1 trains one run at a time",
+    "batch_seconds": "--batch-seconds and --crop-seconds make batches smaller",
+    "jobs": "--jobs 1 reads one file at a time",
+    "segments": "--segments 5 reads long recordings in windows",
+}
+"""What takes less memory, by the flag that says so."""
+
+
+def _smaller(config: type) -> str:
+    there = {field.name for field in dataclasses.fields(config)}
+    return "; ".join(text for flag, text in LIGHTER.items() if flag in there) or "a machine with more of it is needed"
 
 
 def _leave(name: str, message: str, code: int) -> None:

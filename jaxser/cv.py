@@ -54,11 +54,18 @@ class Config(extract.Config):
     memory: float = 0.0
     """GiB that frames may take on each device; 0: what there is. Those that do not fit are read from disk as batches need
     them, with the same results; fewer runs may then be trained at once."""
+    save: bool = False
+    """Keep every run's head as a model that labels recordings (jaxser.predict), in the run folder's `model`."""
+    final: bool = False
+    """Train one more head, on all data, and keep it in the model too: implies --save."""
+    state_seconds: float = 30.0
+    """Seconds of training from one saved state to the next: what a kill can lose. They lie in the run folder while it is
+    under way; the same command goes on from the last one, and ends with the same bits."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
 
 
-NOT_IN_HASH = ("cache", "out", "parallel", "memory", "jobs", *hosts.FLAGS)
+NOT_IN_HASH = ("cache", "out", "parallel", "memory", "jobs", "save", "final", "state_seconds", *hosts.FLAGS)
 """What changes no score: where things lie, and how fast."""
 
 
@@ -105,6 +112,7 @@ def resolve(config: Config) -> Config:
         "batch_size": 1,
         "parallel": 0,
         "memory": 0,
+        "state_seconds": 0,
         "average_frames": 1,
     }
     demand_at_least(config, least)
@@ -134,7 +142,10 @@ def resolve(config: Config) -> Config:
     elif (average := config.average_frames or 1) > 1:
         raise CallError(f"--average-frames {average} is for heads that look at every frame, not for --head {config.head}")
     text_model = config.text_model or (bert.DEFAULT if config.text == "bert" else None)
+    if config.final and config.validate:
+        raise CallError("--final trains on all data, and --validate puts some of it away: leave one of them out")
     filled = {"classes": extract.classes_of(config), "updates": updates, "average_frames": average, "text_model": text_model}
+    filled["save"] = config.save or config.final
     return dataclasses.replace(config, **filled)
 
 

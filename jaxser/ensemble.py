@@ -1,10 +1,10 @@
 """All runs as one compiled program over the local devices.
 
 `train_runs` lays the run axis over the devices and steps every run through a chunk of updates at a time, so that a plain
-Python loop can draw progress and look for NaN. Frames lie on every device whole, and runs index into them; where they do not
-fit, each chunk takes along the rows that its batches need, read while the chunk before it trains. Neither that nor the
-chunk's length nor the company of other runs changes a run's numbers: with one run at a time on a device not a bit of them,
-with several at once (`parallel`) no more than rounding.
+Python loop can draw progress, look for NaN and save states to go on from. Frames lie on every device whole, and runs index
+into them; where they do not fit, each chunk takes along the rows that its batches need, read while the chunk before it trains.
+Neither that nor the chunk's length nor an interruption nor the company of other runs changes a run's numbers: with one run at
+a time on a device not a bit of them, with several at once (`parallel`) no more than rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, Int32
 
-from jaxser import devices, train
-from jaxser.errors import CallError, WorkError
+from jaxser import devices, states, streams, train
+from jaxser.errors import WorkError
 from jaxser.folds import batches
+from jaxser.hosts import say
 from jaxser.standards import Standard
 from jaxser.store import Frames
 from jaxser.train import Run
@@ -35,9 +36,6 @@ CHUNK = 250
 ROOMS = 16
 """Into how many steps the padded size of a batch is cut for a head that computes no padding. Each that occurs is compiled, in
 about half a second."""
-
-KINDS = (np.float32, np.bool_)
-"""Of frames and of their mask."""
 
 SMALL = 256
 """Frames of a padded batch up to which that does not pay."""
@@ -57,10 +55,22 @@ class Trained:
     devices: int
     parallel: int
 
-    def part(self, start: int, stop: int) -> "Trained":
-        """What came out of the runs from `start` to before `stop`."""
-        params, standards = jax.tree.map(lambda leaf: leaf[start:stop], (self.params, self.standards))
-        return replace(self, params=params, standards=standards, logits=self.logits[start:stop], losses=self.losses[start:stop])
+    @property
+    def diverged(self) -> dict[int, int]:
+        """The numbers of runs of which nothing can be believed, each with its first update without a finite loss."""
+        sound = [np.isfinite(loss).all() and np.isfinite(of).all() for loss, of in zip(self.losses, self.logits, strict=True)]
+        return {i: _first_bad(self.losses[i]) for i in range(len(sound)) if not sound[i]}
+
+    def of(self, some: Sequence[int]) -> "Trained":
+        """What came out of some of the runs."""
+        params, standards = jax.tree.map(lambda leaf: leaf[list(some)], (self.params, self.standards))
+        logits, losses = ([of[i] for i in some] for of in (self.logits, self.losses))
+        return replace(self, params=params, standards=standards, logits=logits, losses=losses)
+
+
+def _first_bad(losses: Float32[np.ndarray, " updates"]) -> int:
+    # Counted from 1; one past the last where only the logits are not finite.
+    return int(np.argmin(np.isfinite([*losses, np.nan]))) + 1
 
 
 def train_runs(
@@ -75,13 +85,15 @@ def train_runs(
     memory: float = 0.0,
     chunk: int = CHUNK,
     progress: Callable[[int, float], None] = lambda updates, loss: None,
+    keep: states.Keep | None = None,
 ) -> Trained:
     """Train every run and predict its test rows, all in one program over the local devices.
 
     `standards[r]` has one Standard for each of `inputs`. `parallel` runs at once on each device; 0 takes 1 on a CPU, where more
     gain nothing, and as many as memory holds elsewhere. `memory`: GiB for frames on each device; 0 takes what there is.
-    `progress` hears of updates done in all runs and their mean loss. Raises WorkError, naming the run, where a loss is not
-    finite, and CallError where `memory` does not hold a batch.
+    `progress` hears of updates done in all runs and their mean loss. `keep`: where states are saved on the way and found
+    again. A run whose loss is not finite goes on with the others, and `Trained.diverged` tells. Raises WorkError where that
+    becomes of all of them, and CallError where `memory` does not hold a batch.
     """
     # Two devices at the least, though one stays idle: XLA compiles for one alone in another way, and other bits come out.
     mesh = Mesh(np.array(jax.local_devices()[: max(2, len(runs))]), ("runs",))
@@ -90,14 +102,17 @@ def train_runs(
     work = Work(model, tx, inputs, labels, batch_size, chunk, mesh, parallel, rooms)
     if sum(frames.x.nbytes for frames in inputs) <= limit:
         resident = replace(work, inputs=tuple(Frames(np.asarray(f.x), np.asarray(f.mask)) for f in inputs))
-        return _train_group(resident, runs, standards, progress)
-    room = _rows_of_a_table(inputs, limit, batch_size)
+        return _train_group(resident, runs, standards, progress, keep)
+    room = streams.rows_of_a_table(inputs, limit, batch_size)
     parallel = parallel or (1 if mesh.devices.flat[0].platform == "cpu" else max(1, room // (8 * batch_size)))
     parallel = min(parallel, room // max(batch_size, train.PREDICT_BATCH), -(-len(runs) // mesh.size))
     work = replace(work, parallel=parallel, table=room)
     together = parallel * mesh.size
     groups = [slice(first, first + together) for first in range(0, len(runs), together)]
-    return _joined([_train_group(work, runs[some], standards[some], progress) for some in groups])
+    parts = [keep and keep.part(str(number), at_end=True) for number in range(len(groups))]
+    return _joined(
+        [_train_group(work, runs[some], standards[some], progress, mine) for some, mine in zip(groups, parts, strict=True)]
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +141,11 @@ class Work:
 
 
 def _train_group(
-    work: Work, runs: Sequence[Run], standards: Sequence[tuple[Standard, ...]], progress: Callable[[int, float], None]
+    work: Work,
+    runs: Sequence[Run],
+    standards: Sequence[tuple[Standard, ...]],
+    progress: Callable[[int, float], None],
+    keep: states.Keep | None,
 ) -> Trained:
     """Train and predict some runs together. Where frames do not stay on the devices, as many as one table is cut for."""
     mesh, model, count = work.mesh, work.model, len(runs)
@@ -142,11 +161,9 @@ def _train_group(
     own = stacked(list(standards))
     keys = [train.run_key(runs[run or 0].seed, runs[run or 0].fold, runs[run or 0].train_size) for run in order]
     longest = max(r.updates for r in runs)
-    chunks = -(-longest // work.chunk)
-    steps = -(-longest // chunks)  # chunks of equal length compile once and waste fewer than `chunks` empty steps
+    steps = -(-longest // -(-longest // work.chunk))  # chunks of equal length compile once and waste next to nothing
     if work.table:
         steps = min(steps, work.table // (filled // mesh.size * work.batch_size))
-        chunks = -(-longest // steps)
 
     def plan_from(first: int) -> np.ndarray:
         plan = np.full((filled, steps, work.batch_size), -1, np.int32)
@@ -160,7 +177,7 @@ def _train_group(
         # The frames and labels that these rows need, and where the rows are in them.
         if not work.table:
             return resident, jax.device_put(rows, each)
-        shared, rows = table_of(work.inputs, work.labels, rows, mesh.size)
+        shared, rows = streams.table_of(work.inputs, work.labels, rows, mesh.size)
         return jax.device_put((shared, rows), each)
 
     def update(inputs, labels, standards, plan, state):
@@ -168,10 +185,18 @@ def _train_group(
 
     first = tuple(Frames(np.asarray(f.x[np.arange(1)]), np.asarray(f.mask[:1])) for f in work.inputs)
     state = over_runs(partial(train.start, model, work.tx), mesh)((first,), (jax.device_put(jnp.stack(keys), each),))
-    losses = []
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:  # reads ahead while the devices compute
-        ahead = reader.submit(lambda: placed(plan_from(0)))
-        parallel, rooms = work.parallel, work.rooms
+    keep = keep and keep.of(runs=[[r.seed, r.fold, r.train_size, r.updates] for r in runs], parallel=work.parallel)
+    done, parallel, losses, shared, plan = 0, work.parallel, [], None, None
+    if before := states.latest(keep):
+        arrays, note = before
+        done, parallel, losses = note["updates"], note["parallel"], [arrays.pop("losses")]
+        state = _gone_on(state, arrays, order, each)
+        say(f"going on after {done:,} of {longest:,} updates")
+        progress(int(np.isfinite(losses[0]).sum()), float("nan"))
+    # Reads ahead while the devices compute, and saves.
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader, states.saving(keep) as save:
+        ahead = reader.submit(lambda: placed(plan_from(done)))
+        rooms = work.rooms
         if not parallel:
             rooms = rooms[-1:]
             shared, plan = ahead.result()
@@ -180,15 +205,19 @@ def _train_group(
         # Several runs at once would compute every room and keep one.
         rooms = work.rooms if parallel == 1 else work.rooms[-1:]
         update_all = work.program("update", update, parallel)
-        for number in range(chunks):
+        while done < longest:
             shared, plan = ahead.result()
-            if number + 1 < chunks:
-                ahead = reader.submit(lambda start: placed(plan_from(start)), (number + 1) * steps)
+            if done + steps < longest:
+                ahead = reader.submit(lambda start: placed(plan_from(start)), done + steps)
             state, some = update_all(shared, (own, plan), (state,))
             losses.append(np.asarray(some)[places])
-            _demand_finite(losses[-1], runs, number * steps)
-            done = np.isfinite(losses[-1]).sum()
-            progress(int(done), float(np.nanmean(losses[-1])) if done else np.nan)
+            _look_for_nan(losses, runs, done)
+            finite = np.isfinite(losses[-1]).sum()
+            progress(int(finite), float(np.nanmean(losses[-1])) if finite else np.nan)
+            done += steps
+            save(
+                done, partial(_to_keep, state, places, losses), {"updates": done, "parallel": parallel, "done": done >= longest}
+            )
 
     def predict(inputs, labels, standards, rows, params):
         return train.predict(model, inputs, standards, params, rows)
@@ -262,41 +291,6 @@ def rooms_of(frames: Frames, runs: Sequence[Run], batch_size: int) -> tuple[int,
     return tuple(unit * steps for steps in sorted(needed))
 
 
-def _rows_of_a_table(inputs: tuple[Frames, ...], limit: float, batch_size: int) -> int:
-    # Two tables lie on a device: one that is trained on, and the next.
-    a_row = sum(frames.x.nbytes / len(frames.x) for frames in inputs)
-    room, least = int(limit / 2 / a_row), max(batch_size, train.PREDICT_BATCH)
-    if room < least:
-        raise CallError(
-            f"frames may take {limit / 2**30:.3g} GiB on a device, and two batches of {least} utterances need "
-            f"{2 * least * a_row / 2**30:.3g}: give as much with --memory"
-        )
-    return room
-
-
-def table_of(
-    inputs: tuple[Frames, ...], labels: Int32[np.ndarray, " n"], rows: Int32[np.ndarray, "r ..."], count: int
-) -> tuple[tuple[tuple[Frames, ...], np.ndarray], Int32[np.ndarray, "r ..."]]:
-    """The frames and labels that some rows need, and the same rows by their place among these; -1 stays.
-
-    For each of `count` devices, which share the leading axis of `rows` out among them, a table of its own, all of one size.
-    A larger row keeps the larger number.
-    """
-    places, size = np.empty_like(rows), min(len(labels), rows.size // count)
-    empty = [[np.zeros((count, size, *of.shape[1:]), kind) for of, kind in zip(f, KINDS, strict=True)] for f in inputs]
-    tables = tuple(Frames(*of) for of in empty)
-    of_tables = np.zeros((count, size), labels.dtype)
-    blocks = np.split(np.arange(len(rows)), count)
-    for device, block in enumerate(blocks):
-        mine = rows[block]
-        needed = np.unique(mine[mine >= 0])
-        places[block] = np.where(mine < 0, -1, np.searchsorted(needed, mine))
-        of_tables[device, : len(needed)] = labels[needed]
-        for table, f in zip(tables, inputs, strict=True):
-            table.x[device, : len(needed)], table.mask[device, : len(needed)] = f.x[needed], f.mask[needed]
-    return (tables, of_tables), places
-
-
 def _parallel_that_fits(one: Callable[..., Any], mesh: Mesh, shared: tuple, own: tuple, carried: tuple) -> int:
     free = devices.free_memory(mesh.devices.flat[0])
     if free is None:
@@ -305,11 +299,28 @@ def _parallel_that_fits(one: Callable[..., Any], mesh: Mesh, shared: tuple, own:
     return max(1, int(0.7 * free / max(lowered.compile().memory_analysis().temp_size_in_bytes, 1)))
 
 
-def _demand_finite(losses: Float32[np.ndarray, "r steps"], runs: Sequence[Run], first: int) -> None:
-    for run, row in zip(runs, losses, strict=True):
-        wrong = np.flatnonzero(~np.isfinite(row[: max(0, run.updates - first)]))
-        if wrong.size:
-            raise WorkError(
-                f"the loss of seed {run.seed}, fold {run.fold} is {row[wrong[0]]} at update {first + wrong[0] + 1}: "
-                "lower --learning-rate"
-            )
+def _to_keep(state: train.State, places: list[int], losses: list[np.ndarray]) -> dict[str, np.ndarray]:
+    # In the order of the runs, so that any number of devices can go on. Keys never change: they are made anew.
+    leaves = states.named((state.params, state.optimiser, state.step))
+    return {name: np.asarray(leaf)[places] for name, leaf in leaves.items()} | {"losses": np.concatenate(losses, 1)}
+
+
+def _gone_on(state: train.State, arrays: dict[str, np.ndarray], order: list[int | None], each: NamedSharding) -> train.State:
+    known = (state.params, state.optimiser, state.step)
+    rows = [run or 0 for run in order]
+    params, optimiser, step = states.restored(known, {name: leaf[rows] for name, leaf in arrays.items()})
+    params, optimiser, step = jax.device_put((params, optimiser, step), each)
+    return state._replace(params=params, optimiser=optimiser, step=step)
+
+
+def _look_for_nan(losses: Sequence[Float32[np.ndarray, "r _"]], runs: Sequence[Run], first: int) -> None:
+    # Says which runs have just lost their way. Raises WorkError where none is left.
+    bad = 0
+    for number, run in enumerate(runs):
+        now = losses[-1][number, : max(0, run.updates - first)]
+        wrong = np.flatnonzero(~np.isfinite(now))
+        bad += bool(wrong.size)
+        if wrong.size and (len(losses) == 1 or np.isfinite(losses[-2][number, -1])):
+            say(f"{run.name}: the loss is {now[wrong[0]]} at update {first + wrong[0] + 1}; the other runs go on")
+    if bad == len(runs):
+        raise WorkError(f"no run has a finite loss after {first + losses[-1].shape[1]} updates: lower --learning-rate")

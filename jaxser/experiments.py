@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,34 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 from tqdm import tqdm
 
-from jaxser import alignments, ensemble, folds, hosts, leaks, metrics, protocol, report, results, shares, train
+from jaxser import (
+    alignments,
+    checkpoint,
+    ensemble,
+    folds,
+    hosts,
+    leaks,
+    protocol,
+    recogniser,
+    report,
+    results,
+    shares,
+    states,
+    summaries,
+    train,
+)
 from jaxser.corpora import Corpus
 from jaxser.digests import write_json
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.extract import Features
 from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation
 from jaxser.store import Frames
 
-OF_A_KIND = ("train_size", "seeds", "out", "parallel", "memory")
+OF_A_KIND = ("train_size", "seeds", "out", "parallel", "memory", "save", "final", "state_seconds")
 """In what experiments may differ that train in one program; all else fixes shapes, features or what an update computes."""
 
 
@@ -94,7 +111,10 @@ def finished(experiment: Experiment) -> bool:
             f"{experiment.out} holds the finished result of other data or another version: {summary.get('signature')}; now it "
             f"would be {experiment.signature}. Delete that folder, or put this run elsewhere (--out; of jaxser.paper --runs)"
         )
-    return summary is not None
+    if summary is None:
+        return False
+    states.forget(_states_of(experiment))  # left over where a group of experiments was cut short
+    return not experiment.config.save or recogniser.is_there(experiment.out / "model", experiment.config.final)
 
 
 def run(experiments: Sequence[Experiment], began: float) -> None:
@@ -103,20 +123,34 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
     `began` is the time.monotonic() from which the seconds of their summaries count, shared out by updates.
     """
     first = experiments[0]
-    config, head = first.config, HEADS[first.config.head]
+    config = first.config
     for other in experiments[1:]:
         differing = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(other.config, f.name)]
         if strange := set(differing) - set(OF_A_KIND):
             raise ValueError(f"experiments that differ in {sorted(strange)} cannot train as one program")
-    runs = []
-    for one in experiments:
-        hosts.of_first(lambda one=one: results.begin(one.out, dict(one.settings)))
-        runs.append(make_runs(one))
+    with ExitStack() as claims:
+        for one in experiments:
+            hosts.of_first(lambda one=one: _begin(one, claims))
+        _train_and_write(experiments, began)
+
+
+def _begin(one: Experiment, claims: ExitStack) -> None:
+    claims.enter_context(results.claimed(one.out))
+    results.begin(one.out, dict(one.settings))
+
+
+def _train_and_write(experiments: Sequence[Experiment], began: float) -> None:
+    first = experiments[0]
+    config, head = first.config, HEADS[first.config.head]
+    runs = [make_runs(one) for one in experiments]
     together = [run for some in runs for run in some]
     inputs = inputs_of(first)
     of_inputs = [moments(frames) for frames in inputs]
     model = head.module(len(first.corpus.classes), config.dropout)
+    on_all = [run_on_all(one) for one in experiments if one.config.final]
+    keep = _keep(experiments)
     total, mine = (sum(run.updates for run in some) for some in (together, hosts.share(together)))
+    mine += sum(run.updates for run in hosts.share(on_all))
     hidden = not (hosts.first() and sys.stderr.isatty())
     with tqdm(total=mine, desc=config.head, unit="update", disable=hidden, leave=False) as bar:
 
@@ -124,7 +158,7 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
             bar.update(updates)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
-        def train_some(some: list[train.Run]) -> ensemble.Trained:
+        def train_some(some: list[train.Run], kept: states.Keep) -> ensemble.Trained:
             return ensemble.train_runs(
                 model,
                 optax.adam(config.learning_rate),
@@ -136,19 +170,60 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
                 config.parallel,
                 config.memory,
                 progress=progress,
+                keep=kept,
             )
 
-        trained, placed = shares.train_shared(together, train_some)
+        trained, placed = shares.train_shared(together, lambda some: train_some(some, keep.part("runs", at_end=bool(on_all))))
+        # By itself, so that no bit of the scores depends on whether it is asked for.
+        final = (
+            shares.train_shared(on_all, lambda some: train_some(some, keep.part("all", at_end=False)))[0] if on_all else None
+        )
 
     def write() -> None:
-        start = 0
+        start, lost = 0, []
+        finals = iter(range(len(on_all)))
         for one, mine in zip(experiments, runs, strict=True):
+            some = range(start, start + len(mine))
+            start = some.stop
+            whole = final.of([next(finals)]) if one.config.final else None
+            if diverged := _diverged(one, mine, trained.of(some), whole):
+                lost += diverged
+                continue
             share = sum(run.updates for run in mine) / total
-            stop = start + len(mine)
-            _write(one, mine, model, inputs, trained.part(start, stop), placed[start:stop], share * (time.monotonic() - began))
-            start = stop
+            where, seconds = placed[some.start : some.stop], share * (time.monotonic() - began)
+            _write(one, mine, model, inputs, trained.of(some), whole, where, seconds)
+        for one in experiments:
+            states.forget(_states_of(one))
+        if lost:
+            raise WorkError(f"{'; '.join(lost)}: no mean is honest without them; lower --learning-rate")
 
     hosts.of_first(write)  # the others wait until they can be read
+
+
+def _states_of(one: Experiment) -> epath.Path:
+    return checkpoint.absolute(one.out) / "training"
+
+
+def _keep(experiments: Sequence[Experiment]) -> states.Keep:
+    # What is under way lies in the folder of the first; a state of another group of experiments is refused.
+    first = experiments[0]
+    of = {"signatures": [one.signature for one in experiments], "parallel": first.config.parallel}
+    of |= {"device": jax.devices()[0].device_kind, "versions": protocol.versions()}
+    folder = _states_of(first) / f"{hosts.index()}-of-{hosts.count()}"
+    return states.Keep(folder, "runs under way", first.config.state_seconds, of)
+
+
+def _diverged(one: Experiment, runs: list[train.Run], trained: ensemble.Trained, final: ensemble.Trained | None) -> list[str]:
+    # What to say of runs that lost their way; the tables of the others are written, but no summary.
+    lost = {runs[i].name: update for i, update in trained.diverged.items()}
+    if final and final.diverged:
+        lost["the head on all data"] = final.diverged[0]
+    if lost:
+        sound = [i for i in range(len(runs)) if i not in trained.diverged]
+        random = any(features.extractor.random for features in one.features)
+        results.write_results(one.out, one.corpus, [runs[i] for i in sound], trained.of(sound), one.labels, random)
+    kept = f"the {len(runs) - len(trained.diverged)} other runs stand in {one.out / 'scores.csv'}"
+    return [f"the loss of {name} is no finite number from update {update} on ({kept})" for name, update in lost.items()]
 
 
 def _write(
@@ -157,6 +232,7 @@ def _write(
     model: Any,
     inputs: tuple[Frames, ...],
     trained: ensemble.Trained,
+    final: ensemble.Trained | None,
     placed: list[int],
     seconds: float,
 ) -> None:
@@ -166,13 +242,17 @@ def _write(
     card = protocol.card(one.config, one.corpus, one.dealt, runs, one.checks, jax.devices(), one.features, parameters)
     known = {"repeated_text": list(one.repeated), "signature": one.signature, "command": one.command}
     write_json(one.out / "protocol.json", card | known)
-    summary = summarise(one, runs, trained, placed)
+    summary = summaries.of_runs(one.config, one.corpus, one.labels, len(one.dealt.names), runs, trained, placed)
     summary |= {"random_weights": random, "signature": one.signature, "seconds": round(seconds, 2)}
     if one.config.head == "aligned":
         part = {"max_seconds": one.config.max_seconds, "crop_to": one.config.crop}
         shown = alignments.of_runs(model, one.shown, one.corpus, inputs, one.features, one.labels, runs, trained, part)
         alignments.write(one.out, shown)
     report.draw(one.out, summary)
+    if one.config.save:
+        card = card | known
+        frames = [x.mask.shape[1] for x in inputs]
+        recogniser.save(one.out / "model", one.settings, one.features, frames, runs, trained, final, summary, card)
     write_json(one.out / "summary.json", summary)  # last: a folder with a summary is a finished one
 
 
@@ -180,6 +260,15 @@ def inputs_of(one: Experiment) -> tuple[Frames, ...]:
     """What the head reads, in its order; of the sound, frames averaged as the configuration says."""
     average = one.config.average_frames if HEADS[one.config.head].average else 1
     return tuple(f.frames(one.corpus.utterances, average if f.of == "audio" else 1) for f in one.features)
+
+
+def run_on_all(one: Experiment) -> train.Run:
+    """One more run, with no fold held out, for a model and no score."""
+    config, classes = one.config, len(one.corpus.classes)
+    rows, fold = np.arange(len(one.labels)), len(one.splits)  # a number of its own, for random streams
+    drawn = folds.subset(one.labels, rows, config.train_size, classes, 0, fold)
+    updates = config.updates or config.epochs * -(-len(drawn) // config.batch_size)
+    return train.Run(0, fold, config.train_size, updates, drawn, rows[:1])  # a row to predict, for there must be one
 
 
 def make_runs(one: Experiment) -> list[train.Run]:
@@ -191,57 +280,3 @@ def make_runs(one: Experiment) -> list[train.Run]:
             updates = config.updates or config.epochs * -(-len(drawn) // config.batch_size)
             runs.append(train.Run(seed, fold, config.train_size, updates, drawn, rows.test))
     return runs
-
-
-def predictions_of(runs: list[train.Run], trained: ensemble.Trained, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted class of every utterance, i64[seeds, n], and the fold whose run predicted it, i64[n]."""
-    seeds = len({run.seed for run in runs})
-    predicted, fold = np.zeros((seeds, n), np.int64), np.zeros(n, np.int64)
-    for run, logits in zip(runs, trained.logits, strict=True):
-        predicted[run.seed, run.test] = logits.argmax(-1)
-        fold[run.test] = run.fold
-    return predicted, fold
-
-
-def summarise(one: Experiment, runs: list[train.Run], trained: ensemble.Trained, placed: list[int]) -> dict[str, Any]:
-    """The scores with their intervals and the counts: summary.json without signature and time.
-
-    `placed` is the device of each run, of all devices of all hosts; those that got none are not counted.
-    """
-    corpus, seeds = one.corpus, one.config.seeds
-    predicted, fold = predictions_of(runs, trained, len(one.labels))
-    unit, units = independent_units(corpus)
-    counts = metrics.unit_counts(one.labels, predicted, fold, units, len(corpus.classes))
-    summary: dict[str, Any] = {}
-    for name, score in metrics.SCORES.items():
-        found, by_seed = metrics.estimate([counts], score=score), metrics.mean_score(counts.sum(0), score)
-        summary |= {f"{name}_mean": found.value, f"{name}_std": float(by_seed.std(ddof=1)) if seeds > 1 else None}
-        summary |= {f"{name}_low": found.low, f"{name}_high": found.high}
-    recalls = {}
-    for label, name in enumerate(corpus.classes):
-        found = metrics.estimate([counts], score=metrics.recall_of(label))
-        recalls[name] = {"mean": found.value, "low": found.low, "high": found.high}
-    return summary | {
-        "recalls": recalls,
-        "head": one.config.head,
-        "interval_unit": unit,
-        "chance": 1 / len(corpus.classes),
-        "classes": list(corpus.classes),
-        "utterances": len(one.labels),
-        "left_out": len(corpus.left_out),
-        "speakers": len({u.speaker for u in corpus.utterances if u.speaker}),
-        "folds": len(one.dealt.names),
-        "seeds": seeds,
-        "devices": len(set(placed)),
-        "runs_per_device": [placed.count(device) for device in sorted(set(placed))],
-        "parallel": trained.parallel,
-        "validate": one.config.validate,
-    }
-
-
-def independent_units(corpus: Corpus) -> tuple[str, list[str]]:
-    """What an interval counts as independent: speakers, else groups, else (and then too narrow) single utterances."""
-    for name in ("speaker", "group"):
-        if all(getattr(u, name) for u in corpus.utterances):
-            return name, [getattr(u, name) for u in corpus.utterances]
-    return "utterance", [u.id for u in corpus.utterances]

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -142,15 +142,21 @@ def classes_of(config: Config) -> str:
     return config.classes or ("all" if config.corpus == "csv" else "paper")
 
 
-def extractors_of(config: Config, kinds: Sequence[Literal["audio", "text"]] | None = None) -> list[Extractor]:
-    """The features that the flags name: of the sound, and of the words where --text is given; or of the kinds asked for."""
+def extractors_of(
+    config: Config, kinds: Sequence[Literal["audio", "text"]] | None = None, keep: bool = False
+) -> list[Extractor]:
+    """The features that the flags name: of the sound, and of the words where --text is given; or of the kinds asked for.
+
+    `keep`: whether an encoder stays in memory once it was read, for one who asks again and again.
+    """
     if kinds is None:
         kinds = ("audio",) if config.text == "none" else ("audio", "text")
     # Each remembers in the cache what its weights are.
-    return hosts.after_first(lambda: [sound_extractor(config) if k == "audio" else text_extractor(config) for k in kinds])
+    of = {"audio": sound_extractor, "text": text_extractor}
+    return hosts.after_first(lambda: [of[kind](config, keep) for kind in kinds])
 
 
-def sound_extractor(config: Config) -> Extractor:
+def sound_extractor(config: Config, keep: bool = False) -> Extractor:
     """The features of the sound that the flags name."""
 
     def contents(utterances: Sequence[Utterance]) -> dict[str, tuple[str, Path]]:
@@ -175,11 +181,11 @@ def sound_extractor(config: Config) -> Extractor:
 
     name = "" if identity[2] else Path(config.weights).name
     plan = partial(extract_wav2vec.plan, settings=settings)
-    compute = partial(extract_wav2vec.compute, settings=settings, load=load)
+    compute = partial(extract_wav2vec.compute, settings=settings, load=cache(load) if keep else load)
     return Extractor("audio", settings, contents, why_none, plan, compute, name)
 
 
-def text_extractor(config: Config) -> Extractor:
+def text_extractor(config: Config, keep: bool = False) -> Extractor:
     """The vectors of the words that the flags name."""
     contents = partial(extract_text.contents, tags=config.tags)
     if config.text == "glove":
@@ -189,7 +195,8 @@ def text_extractor(config: Config) -> Extractor:
         return Extractor("text", settings, contents, extract_text.why_none, extract_text.plan, compute, path.name)
     name = config.text_model or bert.DEFAULT
     settings, model = extract_text.of_bert(name, config.tags, config.cache)
-    compute = partial(extract_text.bert_compute, model=model)
+    load = partial(bert.load, model)
+    compute = partial(extract_text.bert_compute, load=cache(load) if keep else load)
     return Extractor("text", settings, contents, extract_text.why_none, extract_text.plan, compute, Path(name).name)
 
 

@@ -5,11 +5,10 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from multiprocessing.pool import IMapIterator, Pool
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -42,8 +41,8 @@ def settings(
     }
 
 
-Task = tuple[str, Path]
-"""The content of a file, and where the file is."""
+Task = tuple[str, audio.Source]
+"""A content by its digest, and where its sound comes from."""
 
 
 def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
@@ -52,16 +51,20 @@ def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
 
 
 def compute(parts: Sequence[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any]) -> Iterator[list[Entry]]:
-    """The descriptors of the files, a part at a time. `jobs` is the number of processes, `bar` whether there is to be a bar."""
+    """The descriptors of the files, a part at a time. `jobs` is the number of processes, `bar` whether there is to be a bar.
+
+    One process is this one: for a single file, starting another takes longer than the work.
+    """
     tasks = [task for part in parts for task in part]
     if not tasks:
         return
     hidden = not (bar and sys.stderr.isatty())
+    one, count = partial(_lld_of, settings=settings), min(jobs, len(tasks))
     with (
-        _workers(min(jobs, len(tasks))) as pool,
+        nullcontext() if count == 1 else _workers(count) as pool,
         tqdm(total=len(tasks), desc="lld", unit="file", disable=hidden, leave=False) as shown,
     ):
-        entries = _counted(_watched(pool.imap(partial(_lld_of, settings=settings), tasks)), shown)
+        entries = _counted(_watched(pool.imap(one, tasks)) if pool else map(one, tasks), shown)
         for part in parts:
             yield list(islice(entries, len(part)))
 
@@ -95,10 +98,10 @@ def _watched(entries: IMapIterator) -> Iterator[Entry]:
             return
 
 
-def _lld_of(task: tuple[str, Path], settings: Mapping[str, Any]) -> Entry:
-    content, path = task
+def _lld_of(task: Task, settings: Mapping[str, Any]) -> Entry:
+    content, source = task
     try:
-        waveform = audio.load(path, settings["max_seconds"], settings["crop"])
+        waveform = audio.read(source, settings["max_seconds"], settings["crop"])
         frames = lld.lld(waveform, settings["window_ms"], settings["hop_ms"]).astype("float32")
     except audio.AudioError as error:
         return Entry(content, None, reason=str(error))

@@ -4,7 +4,7 @@ The store is keyed by the model's content and the way tags are treated; in it ea
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
     return [list(tasks)]
 
 
-def bert_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, model: bert.Model) -> Iterator[list[Entry]]:
+def bert_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, load: Callable[[], bert.Encoder]) -> Iterator[list[Entry]]:
     """The pieces and vectors of texts, longest first, a part of the store at a time.
 
     `jobs` is not used: the devices do the work. `bar` is whether there is to be a bar.
@@ -65,7 +65,7 @@ def bert_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, model: bert.
     tasks = [task for part in parts for task in part]
     if not tasks:
         return
-    encoder, texts = bert.load(model), [text for _, text in tasks]
+    encoder, texts = load(), [text for _, text in tasks]
     hidden = not (bar and sys.stderr.isatty())
     with tqdm(total=len(tasks), desc="bert", unit="text", disable=hidden, leave=False) as shown:
 

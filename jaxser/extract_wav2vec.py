@@ -10,7 +10,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import floor, log2
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,8 +21,8 @@ from jaxser.architecture import Architecture
 from jaxser.store import Entry
 
 Layer = Literal["z", "c"]
-Task = tuple[str, Path]
-"""The content of a file, and where the file is."""
+Task = tuple[str, audio.Source]
+"""A content by its digest, and where its sound comes from."""
 
 LENGTHS_AN_OCTAVE = 4
 """Padded lengths between one and its double. On average half a step, 9 %, is padding; each length is one compilation."""
@@ -94,7 +93,7 @@ def _budget() -> Budget:
 def _seconds(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[float]:
     # As the headers promise them.
     with ThreadPoolExecutor(jobs, thread_name_prefix="header") as pool:
-        samples = pool.map(audio.samples_promised, [path for _, path in tasks])
+        samples = pool.map(audio.samples_in, [source for _, source in tasks])
         return [_cropped(count, settings) / audio.SAMPLE_RATE for count in samples]
 
 
@@ -132,7 +131,7 @@ def compute(
 
 def plan_parts(tasks: Sequence[Task], seconds: Sequence[float], part_seconds: float) -> list[list[Task]]:
     """Tasks longest first, cut wherever a part has its fill. Taking away the first parts leaves the others as they are."""
-    order = sorted(range(len(tasks)), key=lambda i: (-seconds[i], tasks[i]))
+    order = sorted(range(len(tasks)), key=lambda i: (-seconds[i], tasks[i][0]))
     plan: list[list[Task]] = []
     room = 0.0
     for i in order:
@@ -161,9 +160,9 @@ def _cropped(samples: int, settings: Mapping[str, Any]) -> int:
 
 
 def _decode(task: Task, settings: Mapping[str, Any]) -> Clip:
-    content, path = task
+    content, source = task
     try:
-        waveform = audio.load(path, settings["max_seconds"], settings["crop"])
+        waveform = audio.read(source, settings["max_seconds"], settings["crop"])
     except audio.AudioError as error:
         return Clip(content, None, reason=str(error))
     return Clip(content, waveform, hashlib.sha256(waveform).hexdigest())

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from jaxser import audio, checkpoint, hosts, wav2vec
+from jaxser import audio, checkpoint, hosts, states, wav2vec
 from jaxser.architecture import Architecture
 from jaxser.command import differences
 from jaxser.crops import Plan, Reader
@@ -108,8 +108,8 @@ def _finite(metrics: Any, number: int, out: str) -> list[float]:
 
 
 def _kept(out: str) -> str:
-    states = _states(out)
-    return f"; the last sound state is kept: --initial {states[-1]} goes on from there" if states else ""
+    saved = states.found(_under_way(out))
+    return f"; the last sound state is kept: --initial {saved[-1]} goes on from there" if saved else ""
 
 
 def _of_all_hosts(left_out: Mapping[str, str]) -> dict[str, str]:
@@ -142,16 +142,16 @@ def _in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> s
 
 def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
     """The last saved state and its note, or what was given where there is none. Raises CallError for one of other settings."""
-    states = _states(course.out)
-    _demand_agreement(course.out, note, states[-1].name if states else "none")
-    if not states:
+    saved = states.found(_under_way(course.out))
+    _demand_agreement(course.out, note, saved[-1].name if saved else "none")
+    if not saved:
         return state, note
-    leaves, found = checkpoint.load(states[-1], KIND)
+    leaves, found = checkpoint.load(saved[-1], KIND)
     if differing := differences(found["settings"], note["settings"]):
         raise CallError(
             f"{_under_way(course.out)} is the training of other settings ({differing}): give another --out, or delete it"
         )
-    state = jax.tree.unflatten(jax.tree.structure(state), [leaves[name] for name in sorted(leaves)])
+    state = states.restored(state, leaves)
     say(f"going on after update {found['updates']:,}")
     kept = {name: found[name] for name in ("updates", "hours_heard", "seconds", "curve", "since")}
     return course.learner.place(state), note | kept | {"left_out": note["left_out"] | found["left_out"]}
@@ -189,25 +189,15 @@ def begin(out: str) -> None:
 
 def _save(out: str, state: State, note: Mapping[str, Any]) -> None:
     # Whole or not at all; then those before it go.
-    leaves = {f"{i:04}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    checkpoint.save(_under_way(out) / f"{note['updates']:08}", KIND, leaves, note)
+    checkpoint.save(_under_way(out) / f"{note['updates']:08}", KIND, states.named(state), note)
     if hosts.first():
-        for older in _states(out)[:-1]:
-            older.rmtree()
+        states.forget_older(_under_way(out))
 
 
 def _under_way(out: str) -> epath.Path:
     return checkpoint.absolute(out.rstrip("/") + ".training")
 
 
-def _states(out: str) -> list[epath.Path]:
-    folder = _under_way(out)
-    found = folder.iterdir() if folder.exists() else ()
-    whole = (path for path in found if path.name.isdigit() and checkpoint.is_whole(path))
-    return sorted(whole, key=lambda path: int(path.name))
-
-
 def forget(out: str) -> None:
     """Let go of all saved states."""
-    if _under_way(out).exists():
-        _under_way(out).rmtree()
+    states.forget(_under_way(out))

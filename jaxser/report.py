@@ -1,5 +1,6 @@
 """A run folder as people read it: a table for the terminal, the confusion matrix as a picture, one self-contained page."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -25,12 +26,15 @@ def table(out: Path) -> str:
     summary, card = read_json(out / "summary.json"), read_json(out / "protocol.json")
     rows = [[_shortened(cell) for cell in row] for row in _fold_table(out, summary, card)]
     lines = [title(summary, card), "", *text_table(rows, words=(1,), rules=(0, len(rows) - 2))]
-    lines += ["", *scores_in_words(summary), *marks_against(summary), f"folds: {card['fold_rule']}"]
+    lines += ["", *scores_in_words(summary), *filter(None, [calibration_in_words(summary)]), *marks_against(summary)]
+    lines += [f"folds: {card['fold_rule']}"]
     lines += [f"note: {note}" for note in [*card["notes"], *card["leaks"]]]
     if summary["left_out"]:
         lines.append(f"left out: {summary['left_out']} utterance(s) that could not be used, named in protocol.json")
     if card["outside_classes"]:
         lines.append(f"not among the classes: {_pairs(card['outside_classes'])}")
+    if (out / "model").exists():
+        lines.append(f"model: {out / 'model'} (python -m jaxser.predict {shlex.quote(str(out))} RECORDING ...)")
     lines += [f"signature: {summary['signature']}", f"{out / 'report.html'} ({summary['seconds']:.0f} s)"]
     return "\n".join(lines)
 
@@ -89,6 +93,22 @@ def scores_in_words(summary: dict[str, Any]) -> list[str]:
             text += f"; standard deviation over {summary['seeds']} seeds {percent(summary[f'{name}_std'])}"
         lines.append(text)
     return lines
+
+
+def calibration_in_words(summary: Mapping[str, Any]) -> str:
+    """How far the probabilities can be believed, before and after each fold's temperature; empty where nobody looked."""
+    if not (found := summary.get("calibration")):
+        return ""
+
+    def shown(of: Mapping[str, Any]) -> str:
+        return percent(of["error"]) + (f" ({interval(of)})" if of["low"] is not None else "")
+
+    temperatures = sorted(found["temperature_by_fold"])
+    return (
+        f"calibration: probabilities are off by {shown(found['uncalibrated'])} points on average, "
+        f"by {shown(found['calibrated'])} with temperatures fitted on the other folds "
+        f"({temperatures[0]:.2f} to {temperatures[-1]:.2f})"
+    )
 
 
 def marks_against(summary: dict[str, Any]) -> list[str]:
@@ -153,6 +173,7 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
         ),
         page.section("Classes", page.table(("class", "recall %", "95 % interval"), _class_table(summary))),
         page.section("Confusion", page.image(picture, "Confusion matrix: labels in rows, recognised classes in columns")),
+        page.section("Calibration", *_calibration(summary)),
         page.section("What the words listened to", *_alignment(alignment.read_bytes())) if alignment.exists() else "",
         page.section("Training loss", _loss_curves(out)),
         page.section("To repeat it", page.copyable(card["command"])),
@@ -220,6 +241,39 @@ def scored(summary: Mapping[str, Any], score: str) -> str:
     """A score in per cent with its interval, in the least space."""
     found = {bound: summary[f"{score}_{bound}"] for bound in ("low", "high")}
     return percent(summary[f"{score}_mean"]) + (f" ({interval(found)})" if found["low"] is not None else "")
+
+
+def _calibration(summary: Mapping[str, Any]) -> list[str]:
+    found = summary["calibration"]
+    figure, axes = plt.subplots(figsize=(4.2, 3.6), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    for name, words, colour in (("uncalibrated", "as trained", "#b04a3a"), ("calibrated", "with temperatures", "#2a6fb0")):
+        there = [
+            (sure, right, share)
+            for sure, right, share in zip(*(found[name][of] for of in ("confidence", "accuracy", "share")), strict=True)
+            if share
+        ]
+        sure, right, share = (np.array(column) for column in zip(*there, strict=True))
+        axes.plot(sure, right, color=colour, linewidth=1.2, label=words)
+        axes.scatter(sure, right, s=8 + 220 * share, color=colour, alpha=0.7, linewidths=0)
+    axes.set_xlabel("probability of the label it gives")
+    axes.set_ylabel("how often that is right")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    memory = BytesIO()
+    figure.savefig(memory, format="png", dpi=160, metadata={"Software": None})
+    plt.close(figure)
+    what = "Reliability: how often a label is right, against the probability it is given, before and after calibration"
+    note = (
+        "Expected calibration error in 15 bins, all seeds together, its interval over speakers. A dot is a bin, as large as "
+        "its share of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is fitted "
+        "on what the other folds' heads said of their own held-out speakers, which shares a little, for those heads were "
+        "trained on this fold's. predictions.csv has the probabilities as trained."
+    )
+    words = calibration_in_words(summary)
+    return [page.image(memory.getvalue(), what), page.paragraph(words[0].upper() + words[1:]), page.paragraph(note, "soft")]
 
 
 def _alignment(png: bytes) -> list[str]:

@@ -1,10 +1,13 @@
 """A run folder as files: begun, written whole, read again."""
 
 import csv
+import io
 import json
 import os
+import platform
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from jaxser import metrics
+from jaxser.calibration import softmax
 from jaxser.command import differences
 from jaxser.corpora import Corpus
 from jaxser.digests import write_json
 from jaxser.ensemble import CHUNK, Trained
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.train import Run
 
 
@@ -31,9 +35,50 @@ def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
         if differing := differences(found, mine):
             raise CallError(f"{out} is the folder of another configuration ({differing}): give another --out")
         return read_json(summary) if summary.exists() else None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # What is hidden is of a command that was killed before it had begun.
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         raise CallError(f"{out} exists and is no run folder: give another --out")
     return None
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep a run folder, which is made where it is not there, for this process. Raises WorkError where another has it.
+
+    The claim goes with the process, however that ends. On a disk that knows no locks there is none.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ".lock"
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            if not _locked(file):
+                file.seek(0)
+                whose = file.read().strip() or "another process"
+                raise WorkError(f"{out} is being written by {whose}: wait for it, or give another --out")
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # the one before us has just let go of it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {platform.node()}")
+            file.flush()
+            for cut_short in out.glob(".*.[0-9]*"):
+                cut_short.unlink()  # files that a killed process had not finished
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _locked(file: io.TextIOBase) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass  # Windows, or a network disk without locks
+    return True
 
 
 def begin(out: Path, mine: dict[str, Any]) -> None:
@@ -68,7 +113,7 @@ def write_results(
     classes = corpus.classes
     scores, rows, losses, total = [], [], [], np.zeros((len(classes), len(classes)), np.int64)
     for run, logits, loss in zip(runs, trained.logits, trained.losses, strict=True):
-        probabilities = softmax(logits.astype(np.float64))
+        probabilities = softmax(logits)
         predicted = logits.argmax(-1)
         counts = metrics.confusion(labels[run.test], predicted, len(classes))
         total += counts
@@ -96,12 +141,6 @@ def write_results(
         if random_weights:
             header, lines = [*header, "weights"], [[*line, "RANDOM"] for line in lines]
         write_csv(out / name, header, lines)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

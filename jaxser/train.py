@@ -44,6 +44,11 @@ class Run:
     train: np.ndarray
     test: np.ndarray
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"seed {self.seed}, fold {self.fold}"
+
 
 def run_key(seed: int, fold: int, train_size: int) -> Key[Array, ""]:
     """The key of a run: from what the run is, never from its position among others."""

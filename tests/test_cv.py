@@ -245,7 +245,9 @@ def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config, tmp_
     for name in cv.NOT_IN_HASH:
         if name in hosts.FLAGS:
             continue  # they go together
-        other = {"cache": tmp_path, "out": tmp_path, "memory": 3.0}.get(name, 3)
+        other = {"cache": tmp_path, "out": tmp_path, "memory": 3.0, "state_seconds": 1.0, "save": True, "final": True}.get(
+            name, 3
+        )
         assert cv.config_hash(cv.resolve(replace(config, **{name: other}))) == known
     joined = replace(config, coordinator="localhost:1", processes=2, process=0)
     assert cv.config_hash(cv.resolve(joined)) == known

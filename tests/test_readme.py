@@ -1,5 +1,6 @@
 """The README's commands are ones that the program takes, and its defaults those of the code."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import tyro
 from conftest import write_tone
 
-from jaxser import compare, cv, extract, paper, pretrain, wav2vec
+from jaxser import compare, cv, extract, paper, predict, pretrain, wav2vec
 from jaxser.architecture import LARGE
 from jaxser.heads import AVERAGE_FRAMES, DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
 
@@ -19,6 +20,7 @@ CALLED = {
     "jaxser.pretrain": pretrain.Config,
     "jaxser.paper": paper.Config,
     "jaxser.compare": compare.Config,
+    "jaxser.predict": predict.Config,
 }
 COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.")]
 
@@ -33,6 +35,8 @@ def test_commands_parse(command: str):
         return
     if module == "jaxser.paper":
         paper.resolve(config)
+    elif module == "jaxser.predict":
+        predict.check(config)
     elif module != "jaxser.compare":
         extract.check(config)
     if module == "jaxser.cv":
@@ -40,7 +44,7 @@ def test_commands_parse(command: str):
 
 
 def test_the_python_example_runs(tmp_path: Path):
-    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    _, example = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     wav2vec.save(tmp_path / "weights", LARGE, wav2vec.random_params(LARGE, 0), {})
     recording = write_tone(tmp_path / "recording.wav", 1.0)
     example = example.replace("PATH/TO/wav2vec-large", str(tmp_path / "weights"))
@@ -48,6 +52,19 @@ def test_the_python_example_runs(tmp_path: Path):
     exec(example.replace("PATH/TO/recording.wav", str(recording)), found)  # our own text
     assert found["c"].shape == (1, 98, 512)
     assert found["frames"].tolist() == [98]
+
+
+def test_the_example_of_labels_runs(table: Path, tmp_path: Path):
+    example, _ = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) == 3
+    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=200, learning_rate=1e-2, save=True)
+    cv.main(dataclasses.replace(config, cache=tmp_path / "cache", out=tmp_path / "emotions"))
+    recording = write_tone(tmp_path / "recording.wav", 1.0, 600, rate=44_100)
+    example = example.replace('"emotions"', repr(str(tmp_path / "emotions")))
+    found: dict = {}
+    exec(example.replace("PATH/TO/recording.wav", str(recording)), found)  # our own text
+    assert found["prediction"].label == "high"
+    assert set(found["prediction"].probabilities) == {"high", "low"}
 
 
 def test_nothing_is_left_to_fill_in():
@@ -87,5 +104,6 @@ def test_every_file_of_a_run_folder_is_explained():
         "report.html",
         "cells.csv",
         "figure.png",
+        "model/",
     ):
         assert f"`{name}`" in README

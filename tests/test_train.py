@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import ensemble, train
+from jaxser import ensemble, streams, train
 from jaxser.errors import CallError, WorkError
 from jaxser.folds import batches
 from jaxser.heads import HEADS, mlp_width
@@ -191,9 +192,10 @@ def test_training_learns():
     assert np.mean(right) > 0.6
 
 
-def test_a_loss_that_is_not_finite_names_its_run():
-    with pytest.raises(WorkError, match=r"seed 0, fold \d is .* at update \d+: lower --learning-rate"):
+def test_losses_that_are_not_finite_are_named(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(WorkError, match="no run has a finite loss after 30 updates: lower --learning-rate"):
         trained("mean", runs_of(3), rate=float("inf"))
+    assert re.search(r"seed 0, fold 2: the loss is nan at update \d+; the other runs go on", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("free", "parallel"), [(1, 1), (10**9, 2)])
@@ -277,7 +279,7 @@ def test_frames_that_do_not_fit_are_streamed_with_the_same_bits(head: str, paral
 def test_a_table_holds_what_its_rows_need(devices: int, rows: list[int]):
     frames, labels = problem(n=31)
     asked = np.array(rows, np.int32).reshape(6, 2)
-    ((table,), of_table), places = ensemble.table_of((frames,), labels, asked, devices)
+    ((table,), of_table), places = streams.table_of((frames,), labels, asked, devices)
     assert table.x.shape[:2] == of_table.shape == (devices, 12 // devices)
     for run, (mine, place) in enumerate(zip(asked, places, strict=True)):
         there = mine >= 0
@@ -304,7 +306,7 @@ from functools import partial
 from test_train import problem, runs_of
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh
-from jaxser import ensemble, train
+from jaxser import ensemble, streams, train
 from jaxser.folds import batches
 from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation

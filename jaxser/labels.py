@@ -1,0 +1,179 @@
+"""Labels as people and programs read them: a table, CSV or JSON lines, row by row, in a file that no interruption spoils."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxser.command import differences
+from jaxser.digests import write_json
+from jaxser.errors import CallError
+from jaxser.recogniser import Prediction
+from jaxser.results import write_bytes
+
+Format = Literal["table", "csv", "jsonl"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was heard from `start` to `end` (seconds; None where nobody knows) of a recording, or why it has no label."""
+
+    path: str
+    start: float
+    end: float | None
+    prediction: Prediction | None
+    reason: str = ""
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """The header of a CSV of labels."""
+    return ["path", "start", "end", "label", *(f"p_{name}" for name in classes), "agreement", "reason"]
+
+
+def _cells(row: Row, classes: Sequence[str]) -> list[str]:
+    end = "" if row.end is None else f"{row.end:.3f}"
+    where = [row.path, f"{row.start:.3f}", end]
+    if row.prediction is None:
+        return [*where, "", *("" for _ in classes), "", " ".join(row.reason.split())]
+    found = row.prediction
+    return [*where, found.label, *(f"{found.probabilities[name]:.8f}" for name in classes), f"{found.agreement:.4f}", ""]
+
+
+def _row(cells: Mapping[str, str], classes: Sequence[str]) -> Row:
+    prediction = None
+    if cells["label"]:
+        probabilities = {name: float(cells[f"p_{name}"]) for name in classes}
+        prediction = Prediction(cells["label"], probabilities, float(cells["agreement"]))
+    end = float(cells["end"]) if cells["end"] else None
+    return Row(cells["path"], float(cells["start"]), end, prediction, cells["reason"])
+
+
+def as_csv(row: Row, classes: Sequence[str]) -> str:
+    """One line, or several where a path has them."""
+    file = io.StringIO()
+    quoting = csv.QUOTE_ALL if "\r" in row.path else csv.QUOTE_MINIMAL
+    csv.writer(file, lineterminator="\n", quoting=quoting).writerow(_cells(row, classes))
+    return file.getvalue()
+
+
+def as_json(row: Row, classes: Sequence[str]) -> str:
+    """One line."""
+    end = None if row.end is None else round(row.end, 3)
+    known: dict[str, Any] = {"path": row.path, "start": round(row.start, 3), "end": end}
+    if row.prediction is None:
+        known["reason"] = row.reason
+    else:
+        known["label"] = row.prediction.label
+        known |= {f"p_{name}": round(row.prediction.probabilities[name], 8) for name in classes}
+        known["agreement"] = round(row.prediction.agreement, 4)
+    return json.dumps(known, ensure_ascii=False) + "\n"
+
+
+def as_text(row: Row, classes: Sequence[str]) -> str:
+    """One line of a table; widths are fixed, since rows are printed before the longest is known."""
+    path = " ".join(row.path.split())
+    part = f"{row.start:7.1f} {'' if row.end is None else format(row.end, '.1f'):>7}"
+    if row.prediction is None:
+        return f"{part}  {'-':<12}{'':>{8 * len(classes)}}        {path}: {row.reason}\n"
+    found = row.prediction
+    shares = "".join(f"{100 * found.probabilities[name]:{_width(name)}.1f}" for name in classes)
+    return f"{part}  {found.label:<12}{shares}  {100 * found.agreement:5.0f}   {path}\n"
+
+
+def _width(name: str) -> int:
+    return max(8, len(name) + 2)
+
+
+def header(form: Format, classes: Sequence[str]) -> str:
+    """What stands above the rows."""
+    if form == "table":
+        names = "".join(f"{name:>{_width(name)}}" for name in classes)
+        return f"{'start':>7} {'end':>7}  {'label':<12}{names}  agree   (per cent)\n"
+    return ",".join(columns(classes)) + "\n" if form == "csv" else ""
+
+
+SHOWN = {"table": as_text, "csv": as_csv, "jsonl": as_json}
+
+
+Write = Callable[[Row], None]
+
+
+@contextmanager
+def opened(
+    out: Path | None, form: Format, classes: Sequence[str], settings: Mapping[str, Any]
+) -> Iterator[tuple[list[Row], Write]]:
+    """The rows that are there already, and a function that adds one, to be seen at once.
+
+    They go to standard output, or to a file that goes on where an interruption left it. Beside OUT lies OUT.json with what its
+    labels were made with; a file that was made otherwise, or that is none of ours, is refused with a CallError.
+    """
+
+    def adding_to(file: io.TextIOBase) -> Write:
+        def write(row: Row) -> None:
+            file.write(SHOWN[form](row, classes))
+            file.flush()
+
+        return write
+
+    if out is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+        sys.stdout.write(header(form, classes))
+        yield [], adding_to(sys.stdout)
+        return
+    rows = _rows_there(out, form, classes, settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out.with_name(out.name + ".json"), dict(settings))
+    whole = header(form, classes) + "".join(SHOWN[form](row, classes) for row in rows)
+    write_bytes(out, whole.encode("utf-8", errors="surrogateescape"))  # without a row that was cut in two
+    with out.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        yield rows, adding_to(file)
+
+
+def _rows_there(out: Path, form: Format, classes: Sequence[str], settings: Mapping[str, Any]) -> list[Row]:
+    # The whole rows of a file that was begun before.
+    if not out.exists():
+        return []
+    try:
+        known = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError
+    except (OSError, ValueError):
+        raise CallError(f"{out} exists and nothing says how it was made: give another --out, or delete it") from None
+    if differing := differences(known, settings):
+        raise CallError(f"{out} was made otherwise ({differing}): give another --out, or delete it")
+    text = out.read_bytes().decode("utf-8", errors="surrogateescape")
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        return (
+            _rows_of_csv(whole, classes) if form == "csv" else [_row_of_json(line, classes) for line in whole.split("\n")[:-1]]
+        )
+    except (KeyError, TypeError, ValueError):
+        raise CallError(f"{out} is damaged: delete it and begin anew") from None
+
+
+def _rows_of_csv(text: str, classes: Sequence[str]) -> list[Row]:
+    names, rows = columns(classes), []
+    lines = list(csv.reader(io.StringIO(text, newline="")))
+    if lines and lines[0] != names:
+        raise ValueError("another header")
+    for number, cells in enumerate(lines[1:], 1):
+        if len(cells) == len(names):
+            rows.append(_row(dict(zip(names, cells, strict=True)), classes))
+        elif number + 1 < len(lines):  # the last one may have been cut inside of a path of several lines
+            raise ValueError("a row of another length")
+    return rows
+
+
+def _row_of_json(line: str, classes: Sequence[str]) -> Row:
+    known = json.loads(line)
+    prediction = None
+    if "label" in known:
+        probabilities = {name: known[f"p_{name}"] for name in classes}
+        prediction = Prediction(known["label"], probabilities, known["agreement"])
+    return Row(known["path"], known["start"], known["end"], prediction, known.get("reason", ""))

@@ -1,0 +1,258 @@
+"""What goes wrong from outside: full disks, read-only folders, two at once, damaged parts, NaN, no memory, Ctrl-C."""
+
+import ctypes
+import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_table
+
+from jaxser import cv, recogniser, results
+from jaxser.command import run_command
+from jaxser.errors import WorkError
+
+QUICK = ("--features", "lld", "--head", "mean", "--updates", "120", "--learning-rate", "1e-2")
+
+
+def command(module: str, *flags: str | Path, folder: Path, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, flags)],
+        cwd=folder, capture_output=True, text=True, timeout=240, check=False, **options,
+    )  # fmt: skip
+
+
+def one_line(done: subprocess.CompletedProcess[str], module: str, *words: str) -> None:
+    """It failed with 1, and the last line says why."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{module}: ")
+    for word in words:
+        assert word in last
+
+
+def full_disk(size: int):
+    """For a child process: no file may grow beyond `size` bytes, which is what a full disk looks like to who writes."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+def without_privileges() -> None:
+    """For a child process: root, too, is refused what the modes of a folder refuse."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.parametrize("size", [0, 2_000, 20_000])
+def test_a_full_disk_costs_nothing_but_time(tmp_path: Path, size: int):
+    table = write_table(tmp_path / "corpus")
+    flags = ("--corpus", "csv", "--root", table, *QUICK, "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--save")
+    done = command("jaxser.cv", *flags, folder=tmp_path, preexec_fn=full_disk(size))
+    one_line(done, "jaxser.cv")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    done = command("jaxser.cv", *flags, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert recogniser.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
+
+
+def test_a_disk_that_fills_up_while_the_model_is_written(tmp_path: Path):
+    table = write_table(tmp_path / "corpus")
+    flags = (
+        "--corpus",
+        "csv",
+        "--root",
+        table,
+        "--features",
+        "lld",
+        "--updates",
+        50,
+        "--cache",
+        tmp_path / "cache",
+        "--seeds",
+        3,
+    )
+    assert command("jaxser.cv", *flags, "--out", tmp_path / "plain", folder=tmp_path).returncode == 0
+    largest = max(path.stat().st_size for path in (tmp_path / "plain").iterdir())
+    flags = (*flags, "--out", tmp_path / "run", "--save")
+    done = command("jaxser.cv", *flags, folder=tmp_path, preexec_fn=full_disk(largest + 4_096))
+    one_line(done, "jaxser.cv", "could not be written")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert command("jaxser.cv", *flags, folder=tmp_path).returncode == 0
+    assert recogniser.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no modes of folders here")
+@pytest.mark.parametrize("what", ["cache", "run"])
+def test_a_read_only_folder_is_named(tmp_path: Path, what: str):
+    table = write_table(tmp_path / "corpus")
+    (tmp_path / what).mkdir(mode=0o555)
+    flags = ("--corpus", "csv", "--root", table, *QUICK, "--cache", tmp_path / "cache", "--out", tmp_path / "run")
+    done = command("jaxser.cv", *flags, folder=tmp_path, preexec_fn=without_privileges)
+    (tmp_path / what).chmod(0o755)
+    one_line(done, "jaxser.cv", "Permission denied", str(tmp_path / what))
+
+
+def test_two_on_one_store_and_run_folder(tmp_path: Path):
+    table = write_table(tmp_path / "corpus")
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+
+    def start(cache: Path, out: Path) -> subprocess.Popen:
+        flags = ("--corpus", "csv", "--root", table, *QUICK, "--seeds", 20, "--cache", cache, "--out", out)
+        line = [sys.executable, "-m", "jaxser.cv", *map(str, flags)]
+        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    assert start(alone / "cache", alone / "run").wait() == 0
+    several = [start(shared / "cache", shared / "run") for _ in range(3)]
+    said = [process.communicate(timeout=240)[1] for process in several]
+    codes = [process.returncode for process in several]
+    assert 0 in codes
+    assert set(codes) <= {0, 1}
+    for code, text in zip(codes, said, strict=True):
+        assert "Traceback" not in text
+        if code:
+            assert "is being written by process" in text
+    for name in ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv"):
+        assert (alone / "run" / name).read_bytes() == (shared / "run" / name).read_bytes()
+    parts = [{p.name: p.read_bytes() for p in (one / "cache" / "features").rglob("part-*")} for one in (alone, shared)]
+    assert parts[0] == parts[1]
+    assert not (shared / "run" / ".lock").exists()
+
+
+def test_a_claim_goes_with_its_process(tmp_path: Path):
+    code = (
+        f"from jaxser import results; from pathlib import Path; import time\nwith results.claimed(Path({str(tmp_path)!r})):\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code + "    print('mine', flush=True); time.sleep(60)"], stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"mine\n"
+    with pytest.raises(WorkError, match=f"is being written by process {other.pid} of "), results.claimed(tmp_path):
+        pass
+    other.kill()
+    other.communicate()
+    with results.claimed(tmp_path):
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_damaged_part_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = write_table(tmp_path / "corpus")
+    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=20, cache=tmp_path / "cache")
+    cv.main(dataclasses.replace(config, out=tmp_path / "one"))
+    (part,) = (tmp_path / "cache" / "features").rglob("part-*.npy")
+    note = part.with_suffix(".json")
+    whole = {path: path.read_bytes() for path in (part, note)}
+    harms = {
+        part: [lambda b: b[:-5], lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:], lambda b: b""],
+        note: [lambda b: b[:-9], lambda b: b"[]", lambda b: b'{"crc32": 0}', lambda b: b"\xff\xfe", lambda b: b"null"],
+    }
+    for path, several in harms.items():
+        for i, harm in enumerate(several):
+            path.write_bytes(harm(whole[path]))
+            cv.main(dataclasses.replace(config, out=tmp_path / f"{path.suffix}{i}"))
+            assert "1 damaged parts are made anew" in capsys.readouterr().err
+            assert {path: path.read_bytes() for path in (part, note)} == whole
+            same = (tmp_path / f"{path.suffix}{i}" / "predictions.csv").read_bytes()
+            assert same == (tmp_path / "one" / "predictions.csv").read_bytes()
+
+
+def test_runs_that_diverge_are_named_and_the_others_kept(tmp_path: Path):
+    # At this rate Adam's steps overflow float32 in some updates.
+    table = write_table(tmp_path / "corpus")
+    flags = (
+        "--corpus",
+        "csv",
+        "--root",
+        table,
+        "--features",
+        "lld",
+        "--head",
+        "mlp",
+        "--updates",
+        40,
+        "--learning-rate",
+        "1e37",
+    )
+    done = command("jaxser.cv", *flags, "--cache", tmp_path / "cache", "--out", tmp_path / "run", folder=tmp_path)
+    one_line(done, "jaxser.cv", "lower --learning-rate")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_one_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from jaxser import experiments
+
+    table = write_table(tmp_path / "corpus")
+    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=20, cache=tmp_path / "cache")
+    cv.main(dataclasses.replace(config, out=tmp_path / "sound"))
+    made = experiments.standardisation
+
+    def spoilt(of, rows):
+        standard = made(of, rows)
+        return standard._replace(mean=standard.mean * np.float32(np.nan)) if 8 not in rows.tolist() else standard
+
+    monkeypatch.setattr(experiments, "standardisation", spoilt)
+    with pytest.raises(
+        WorkError, match=r"the loss of seed 0, fold 1 is no finite number from update 1 on \(the 2 other runs stand"
+    ):
+        cv.main(dataclasses.replace(config, out=tmp_path / "one"))
+    kept = results.read_csv(tmp_path / "one" / "scores.csv")
+    assert kept == [row for row in results.read_csv(tmp_path / "sound" / "scores.csv") if row["fold"] != "1"]
+    assert not (tmp_path / "one" / "summary.json").exists()
+    assert not (tmp_path / "one" / "training").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+    memory: float = 0.0
+    parallel: int = 0
+
+
+def test_out_of_memory_names_the_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    import jax.numpy as jnp
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    for work in (lambda config: jnp.zeros(1 << 50).block_until_ready(), lambda config: np.zeros(1 << 60)):
+        with pytest.raises(SystemExit) as left:
+            run_command("jaxser.cv", Large, work)
+        assert left.value.code == 1
+        said = capsys.readouterr().err
+        assert said.startswith("jaxser.cv: out of memory: --memory GIB")
+        assert "--parallel 1" in said
+        assert len(said.splitlines()) == 1
+
+
+def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
+    table = write_table(tmp_path / "corpus")
+    flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--head", "mlp", "--updates", 20_000, "--seeds", 2]
+    flags += ["--state-seconds", 0.01, "--cache", tmp_path / "cache"]
+    line = [sys.executable, "-m", "jaxser.cv", *map(str, flags)]
+    process = subprocess.Popen(
+        [*line, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "run" / "training").glob("*/runs/0*")):
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1] == "jaxser.cv: interrupted; what is done is kept, the same command goes on"
+    again = command("jaxser.cv", *flags, "--out", tmp_path / "run", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "going on after" in again.stderr
+    whole = command("jaxser.cv", *flags, "--out", tmp_path / "whole", folder=tmp_path)
+    assert whole.returncode == 0
+    for name in ("scores.csv", "predictions.csv", "losses.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "run" / "training").exists()

@@ -1,0 +1,218 @@
+"""The command that labels recordings: formats, windows, texts, going on, bad files, bad calls."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_table, write_tone
+
+from jaxser import cv, predict, recogniser
+from jaxser.errors import CallError, WorkError
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a model that tells low tones from high ones."""
+    home = tmp_path_factory.mktemp("predict")
+    table = write_table(home / "corpus")
+    cv.main(
+        cv.Config(
+            corpus="csv", root=table, features="lld", head="mean", updates=400, learning_rate=1e-2, cache=home / "cache",
+            out=home / "run", save=True, max_seconds=1.0,
+        )
+    )  # fmt: skip
+    return home
+
+
+def config_of(home: Path, *files: Path | str, **changes) -> predict.Config:
+    return predict.Config(model=str(home / "run"), files=tuple(map(str, files)), cache=home / "cache", jobs=1, **changes)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def long_recording(path: Path, *pitches: int, rate: int = 16_000) -> Path:
+    """Half a second of each pitch."""
+    parts = [soundfile.read(write_tone(path.with_name("part.wav"), 0.5, hertz, i, rate))[0] for i, hertz in enumerate(pitches)]
+    soundfile.write(path, np.concatenate(parts), rate)
+    path.with_name("part.wav").unlink()
+    return path
+
+
+def test_formats_say_the_same(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = [write_tone(tmp_path / "a b,ü.wav", 0.7, 160), write_tone(tmp_path / "high.flac", 0.7, 620)]
+    predict.main(config_of(home, *files, format="csv"))
+    found = rows_of(capsys.readouterr().out)
+    assert [row["path"] for row in found] == [str(file) for file in files]
+    assert [row["label"] for row in found] == ["low", "high"]
+    assert list(found[0]) == ["path", "start", "end", "label", "p_high", "p_low", "agreement", "reason"]
+    assert [(row["start"], row["end"]) for row in found] == [("0.000", "0.700")] * 2
+    predict.main(config_of(home, *files, format="jsonl"))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["path"], line["label"]) for line in lines] == [(row["path"], row["label"]) for row in found]
+    assert lines[0]["p_low"] == float(found[0]["p_low"])
+    predict.main(config_of(home, *files))
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 3
+    assert table[1].endswith("a b,ü.wav")
+    assert " low " in table[1]
+
+
+def test_every_format_of_audio(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_tone(tmp_path / "tone.wav", 0.9, 600, rate=44_100)
+    signal, rate = soundfile.read(tmp_path / "tone.wav")
+    (tmp_path / "in").mkdir()
+    for name in ("stereo.wav", "stereo.mp3", "stereo.ogg", "stereo.flac"):
+        soundfile.write(tmp_path / "in" / name, np.stack([signal, signal], 1), rate)
+    predict.main(config_of(home, tmp_path / "in", format="csv"))
+    found = rows_of(capsys.readouterr().out)
+    assert [Path(row["path"]).name for row in found] == ["stereo.flac", "stereo.mp3", "stereo.ogg", "stereo.wav"]
+    assert {row["label"] for row in found} == {"high"}
+
+
+def test_windows_and_their_picture(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = long_recording(tmp_path / "long $x.wav", 150, 150, 600, 600, 600, rate=44_100)
+    predict.main(config_of(home, file, format="csv", segments=0.5, pictures=tmp_path / "pictures"))
+    found = rows_of(capsys.readouterr().out)
+    assert [row["label"] for row in found] == ["low", "low", "high", "high", "high"]
+    assert [(row["start"], row["end"]) for row in found][::4] == [("0.000", "0.500"), ("2.000", "2.500")]
+    assert (tmp_path / "pictures" / "long_x.png").read_bytes()[:4] == b"\x89PNG"
+    predict.main(config_of(home, file, format="csv", segments=0.6))
+    last = rows_of(capsys.readouterr().out)[-1]
+    assert (last["start"], last["end"]) == ("1.900", "2.500")  # as long as the others, so it reaches back
+
+
+def test_one_window_is_the_recording_itself(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = write_tone(tmp_path / "short.wav", 0.7, 600)
+    out = []
+    for changes in ({}, {"segments": 0.9}, {"segments": 0.7}):
+        predict.main(config_of(home, file, format="csv", **changes))
+        out.append(capsys.readouterr().out)
+    assert out[0] == out[1] == out[2]
+
+
+def test_longer_ones_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    predict.main(config_of(home, write_tone(tmp_path / "a.wav", 1.5), format="csv"))
+    printed = capsys.readouterr()
+    assert "of 1 of 1 recordings the first 1 s were heard, as in training; --segments 1 labels all of them" in printed.err
+    assert rows_of(printed.out)[0]["end"] == "1.000"
+
+
+def test_bad_files_have_their_row_and_reason(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    good = write_tone(tmp_path / "good.wav", 0.5)
+    (tmp_path / "broken.wav").write_text("no audio")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    files = [tmp_path / "broken.wav", good, tmp_path / "silent.wav", tmp_path / "gone.wav"]
+    predict.main(config_of(home, *files, format="csv"))
+    printed = capsys.readouterr()
+    found = rows_of(printed.out)
+    assert [bool(row["label"]) for row in found] == [False, True, False, False]
+    for row, reason in zip((found[0], found[2], found[3]), ("not readable", "silent", "no such file"), strict=True):
+        assert reason in row["reason"]
+    assert "3 of 4 could not be labelled" in printed.err
+    with pytest.raises(WorkError, match="none of 1 could be labelled"):
+        predict.main(config_of(home, tmp_path / "gone.wav", format="csv"))
+
+
+def count_heard(patch: pytest.MonkeyPatch) -> list:
+    """What is computed from now on."""
+    heard, stream = [], recogniser.Recogniser.stream
+
+    def counted(*arguments):
+        for prediction in stream(*arguments):
+            heard.append(prediction)
+            yield prediction
+
+    patch.setattr(recogniser.Recogniser, "stream", counted)
+    return heard
+
+
+def test_a_folder_goes_on_where_it_was_interrupted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = [write_tone(tmp_path / "in" / f"{i:02}\nx.wav", 0.4, 100 + 20 * i, i) for i in range(24)]
+    for form in ("csv", "jsonl"):
+        whole, cut = (config_of(home, tmp_path / "in", out=tmp_path / f"{name}.{form}") for name in ("whole", "cut"))
+        predict.main(whole)
+        predict.main(cut)
+        content = (tmp_path / f"cut.{form}").read_bytes()
+        assert content == (tmp_path / f"whole.{form}").read_bytes()
+        with monkeypatch.context() as patch:
+            heard = count_heard(patch)
+            for length in (len(content) // 3, len(content) - 3, content.index(b"\n") + 8, 3, len(content)):
+                (tmp_path / f"cut.{form}").write_bytes(content[:length])
+                predict.main(cut)
+                assert (tmp_path / f"cut.{form}").read_bytes() == content
+            assert 24 <= len(heard) < 5 * 24
+        with pytest.raises(CallError, match="was made otherwise"):
+            predict.main(dataclasses.replace(cut, uncalibrated=True))
+        (tmp_path / f"cut.{form}.json").unlink()
+        with pytest.raises(CallError, match="nothing says how it was made"):
+            predict.main(cut)
+    assert len(files) == 24
+
+
+def test_paths_from_standard_input(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    files = [write_tone(tmp_path / "a.wav"), write_tone(tmp_path / "in" / "b.wav")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{files[0]}\n\n{files[1].parent}\n"))
+    predict.main(config_of(home, "-", format="csv"))
+    assert [row["path"] for row in rows_of(capsys.readouterr().out)] == list(map(str, files))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": ()}, "no recordings"),
+        ({"fold": 0}, "--fold and --seed go together"),
+        ({"fold": 7, "seed": 0}, "no head of --fold 7 --seed 0: folds are 0, 1, 2, seeds 0"),
+        ({"fold": 0, "seed": 0, "final": True}, "--final is a head without a fold"),
+        ({"final": True}, "has no head trained on all data"),
+        ({"segments": 2.0}, "this model hears at most 1 s at once"),
+        ({"segments": 0.01}, r"windows of 0\.2 s or more"),
+        ({"segments": float("nan")}, "--segments nan"),
+        ({"pictures": Path("p")}, "say --segments SECONDS"),
+        ({"text": ("a",)}, "reads no words"),
+        ({"text": ("a",), "segments": 1.0}, "nobody knows which words"),
+        ({"out": Path("labels.txt")}, r"ends in \.csv or \.jsonl"),
+        ({"out": Path("labels.csv"), "format": "jsonl"}, "contradict each other"),
+        ({"model": "nowhere"}, "no such folder"),
+    ],
+)
+def test_bad_calls_are_one_line(home: Path, tmp_path: Path, changes: dict, message: str):
+    config = dataclasses.replace(config_of(home, write_tone(tmp_path / "a.wav", 1.2)), **changes)
+    with pytest.raises(CallError, match=message):
+        predict.main(config)
+
+
+def test_an_empty_folder_is_named(home: Path, tmp_path: Path):
+    with pytest.raises(CallError, match=r"no recordings \(.wav, "):
+        predict.main(config_of(home, tmp_path))
+
+
+def test_the_command_itself(home: Path, tmp_path: Path):
+    file = write_tone(tmp_path / "-dash.wav", 0.6, 600)
+
+    def call(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jaxser.predict", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, **options)
+
+    done = call(str(home / "run"), str(file), "--format", "csv", "--uncalibrated", "--fold", "1", "--seed", "0")
+    assert done.returncode == 0, done.stderr
+    assert rows_of(done.stdout)[0]["label"] == "high"
+    wrong = call(str(home / "corpus"), str(file))
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert len(wrong.stderr.splitlines()) == 1
+    assert wrong.stderr.startswith("jaxser.predict: ")
+    shell = f"{sys.executable} -m jaxser.predict {home / 'run'} - --format csv | head -n 1"
+    piped = subprocess.run(
+        ["bash", "-c", shell], input=f"{file}\n" * 200, capture_output=True, text=True, timeout=120, check=False, env=os.environ
+    )
+    assert piped.stdout.startswith("path,start,end")
+    assert "Traceback" not in piped.stderr

@@ -1,0 +1,196 @@
+"""A saved model: what cv gave, again; signals of any form; what does not fit it, refused."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import LITTLE, write_table
+
+import jaxser
+from jaxser import audio, cv, recogniser, wav2vec
+from jaxser.errors import CallError, WorkError
+from jaxser.results import read_csv
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, wav2vec weights, and a run folder of three heads that learnt something, each with its model."""
+    home = tmp_path_factory.mktemp("recogniser")
+    table = write_table(home / "corpus")
+    lines = [line + (",text" if i == 0 else f",hello number {i % 7}") for i, line in enumerate(table.read_text().splitlines())]
+    table.write_text("\n".join(lines) + "\n")
+    wav2vec.save(home / "weights", LITTLE, wav2vec.random_params(LITTLE, 0), {})
+    (home / "glove.txt").write_text("".join(f"{w} {i} 1 0\n" for i, w in enumerate(("hello", "number", *map(str, range(7))))))
+    config = cv.Config(
+        corpus="csv", root=table, features="lld", updates=120, learning_rate=1e-2, seeds=2, cache=home / "cache", save=True
+    )
+    wave = {"features": "wav2vec", "weights": str(home / "weights")}
+    kinds = {
+        "mlp": {"head": "mlp", "final": True},
+        "mean": {"head": "mean", **wave},
+        "attention": {"head": "attention", **wave},
+        "aligned": {"head": "aligned", "text": "glove", "text_model": str(home / "glove.txt"), "updates": 10},
+        "text": {"head": "text", "text": "glove", "text_model": str(home / "glove.txt"), "updates": 10, "features": "wav2vec"},
+    }
+    for name, changes in kinds.items():
+        cv.main(dataclasses.replace(config, **changes, out=home / name))
+    return home
+
+
+def predictions(home: Path, name: str, fold: int, seed: int) -> dict[str, dict[str, str]]:
+    return {
+        row["id"]: row
+        for row in read_csv(home / name / "predictions.csv")
+        if (row["fold"], row["seed"]) == (str(fold), str(seed))
+    }
+
+
+def load(home: Path, name: str, **options) -> recogniser.Recogniser:
+    return recogniser.load(home / name, cache=home / "cache", **options)
+
+
+@pytest.mark.parametrize(("name", "fold", "seed"), [("mlp", 1, 1), ("mean", 0, 0), ("attention", 2, 1), ("aligned", 0, 1)])
+def test_one_head_gives_what_cv_gave(home: Path, name: str, fold: int, seed: int):
+    alone = load(home, name).member(fold, seed)
+    with (home / "corpus" / "corpus.csv").open() as file:
+        texts = {Path(row["path"]).with_suffix("").as_posix(): row["text"] for row in csv.DictReader(file)}
+    rows = predictions(home, name, fold, seed)
+    items = [
+        recogniser.Item(name, home / "corpus" / f"{name}.wav", texts[name] if "aligned" in alone.head else None)
+        for name in rows
+    ]
+    for row, found in zip(rows.values(), alone.stream(items, jobs=1), strict=True):
+        for label, p in found.probabilities.items():
+            assert p == pytest.approx(float(row[f"p_{label}"]), abs=1e-6)
+        assert found.label == row["predicted"]
+        assert found.agreement == 1
+
+
+def test_all_heads_are_averaged_after_the_temperature(home: Path):
+    model = load(home, "mlp")
+    assert len(model.members.names) == 6
+    signal, rate = soundfile.read(home / "corpus" / "audio" / "s0-low-0.wav")
+    found = model.predict(signal, rate)
+    each = [model.member(fold, seed) for seed in range(2) for fold in range(3)]
+    cooled = [dataclasses.replace(one, temperature=model.temperature).predict(signal, rate) for one in each]
+    for label, p in found.probabilities.items():
+        assert p == pytest.approx(np.mean([one.probabilities[label] for one in cooled]), abs=1e-6)
+    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert found.agreement == np.mean([one.label == found.label for one in cooled])
+    summary = json.loads((home / "mlp" / "summary.json").read_text())
+    assert model.temperature == summary["calibration"]["temperature"]
+
+
+def test_the_head_on_all_data(home: Path):
+    final = load(home, "mlp", final=True)
+    assert [one["fold"] for one in final.members.names] == [None]
+    found = final.predict(*soundfile.read(home / "corpus" / "audio" / "s0-low-0.wav"))
+    assert (found.label, found.agreement) == ("low", 1)
+    with pytest.raises(CallError, match=r"has no head trained on all data: train it with jaxser\.cv --final"):
+        load(home, "mean", final=True)
+
+
+def test_saving_and_one_more_head_change_no_score(home: Path, tmp_path: Path):
+    known = json.loads((home / "mlp" / "config.json").read_text())
+    assert not {"save", "final", "state_seconds"} & set(known)
+    config = cv.Config(
+        corpus="csv", root=home / "corpus" / "corpus.csv", features="lld", updates=120, learning_rate=1e-2, seeds=2,
+        cache=home / "cache", out=tmp_path / "plain",
+    )  # fmt: skip
+    cv.main(config)
+    for name in ("scores.csv", "predictions.csv", "losses.csv", "config.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (home / "mlp" / name).read_bytes()
+    assert not (tmp_path / "plain" / "model").exists()
+    cv.main(dataclasses.replace(config, save=True))  # the finished run has no model: it is made
+    assert load(tmp_path, "plain").member(0, 0)
+
+
+def test_signals_of_any_form_are_one_sound(home: Path):
+    model = load(home, "mlp")
+    signal, rate = soundfile.read(home / "corpus" / "audio" / "s1-high-3.wav", dtype="int16")
+    first = model.predict(signal, rate)
+    floats = signal / 2.0**15
+    for other in (
+        floats,
+        floats.astype(np.float32),
+        np.stack([floats, floats]),
+        np.stack([floats, floats], 1),
+        signal.astype(np.int32) << 16,
+    ):
+        found = model.predict(other, rate)
+        assert found.label == first.label
+        assert found.probabilities == pytest.approx(first.probabilities, abs=1e-5)
+    faster = np.interp(np.arange(0, len(floats), 16 / 44.1), np.arange(len(floats)), floats)
+    assert model.predict(faster, 44_100).label == first.label
+    several = model.predict([floats, floats[: len(floats) // 2]], rate)
+    assert several[0].probabilities == pytest.approx(first.probabilities, abs=1e-5)
+    assert len(several) == 2
+
+
+@pytest.mark.parametrize(
+    ("signal", "rate", "message"),
+    [
+        (np.zeros(16_000), 16_000, "silent"),
+        (np.full(16_000, np.nan), 16_000, "not finite"),
+        (np.random.default_rng(0).normal(size=100), 16_000, "shorter than one window"),
+        (np.zeros((3, 16_000)), 16_000, "for several of them give a list"),
+        (np.zeros(0), 16_000, "without a sample"),
+        (np.array(["a"]), 16_000, "numbers"),
+        (np.zeros(16_000), 0, "how many of them make a second"),
+    ],
+)
+def test_what_is_no_signal_is_named(home: Path, signal: np.ndarray, rate: int, message: str):
+    with pytest.raises((audio.AudioError, CallError), match=message):
+        load(home, "mlp").predict(signal, rate)
+
+
+def test_words_are_read_where_the_head_reads_them(home: Path):
+    model = load(home, "text")
+    assert [extractor.of for extractor in model.extractors] == ["text"]
+    first, second = model.stream([recogniser.Item("a", text="hello number 3"), recogniser.Item("b", text="[LAUGHTER]")])
+    assert first.label in model.classes
+    assert second == "nothing but tags in its text, '[LAUGHTER]' (--tags keep takes them as words)"
+
+
+def test_other_weights_are_refused_and_moved_ones_found(home: Path, tmp_path: Path):
+    shutil.copytree(home / "weights", tmp_path / "moved")
+    assert load(home, "mean", weights=str(tmp_path / "moved")).classes == ("high", "low")
+    wav2vec.save(tmp_path / "other", LITTLE, wav2vec.random_params(LITTLE, 1), {})
+    with pytest.raises(CallError, match=r"the features at hand are not those that .* was trained on .*: give --weights"):
+        load(home, "mean", weights=str(tmp_path / "other"))
+
+
+def test_the_card_says_what_it_is(home: Path):
+    card = (home / "mlp" / "model" / "MODEL_CARD.md").read_text()
+    summary = json.loads((home / "mlp" / "summary.json").read_text())
+    for text in (
+        f"{100 * summary['ua_mean']:.1f} %",
+        "95 % interval",
+        summary["signature"],
+        "6 heads",
+        "high, low",
+        "one head trained on all data",
+        "To repeat it: `python -m jaxser.cv --corpus csv",
+        "What it is not for",
+    ):
+        assert text in card
+    card = (home / "mean" / "model" / "MODEL_CARD.md").read_text()
+    assert f"weights c, sha256 {wav2vec.load(home / 'weights').digest}" in card
+
+
+def test_what_is_no_model_is_refused(home: Path, tmp_path: Path):
+    with pytest.raises(CallError, match="no such folder"):
+        jaxser.load(str(tmp_path / "nothing"))
+    with pytest.raises(CallError, match="holds a wav2vec encoder, not a trained recogniser"):
+        jaxser.load(str(home / "weights"))
+    damaged = tmp_path / "model"
+    shutil.copytree(home / "mlp" / "model", damaged)
+    about = damaged / "about" / "metadata"
+    about.write_text(about.read_text().replace('"longest"', '"shortest"'))
+    with pytest.raises(WorkError, match="damaged"):
+        jaxser.load(str(damaged))

@@ -1,0 +1,129 @@
+"""Training that was cut short goes on from its last saved state, to the bit; what is of other work is not mixed in."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from test_train import assert_same_bits, problem, runs_of
+
+from jaxser import ensemble, states
+from jaxser.heads import HEADS
+from jaxser.standards import moments, standardisation
+
+
+class Killed(Exception):
+    """In place of a kill, which test_kills.py has."""
+
+
+def work(head: str = "mlp", updates: int = 30) -> tuple:
+    frames, labels = problem()
+    read, runs = HEADS[head].summarise(frames), [replace(run, updates=updates + i) for i, run in enumerate(runs_of(3))]
+    standards = [(standardisation(moments(frames), run.train),) for run in runs]
+    return HEADS[head].module(3, 0.2), optax.adam(1e-2), (read,), labels, runs, standards, 6
+
+
+def kept(folder: Path, **settings) -> states.Keep:
+    return states.Keep(epath.Path(folder), "a test", 0.0, {"corpus": "a", **settings})
+
+
+def cut_short(after: int, **options):
+    """Raises in the middle of the work."""
+    looks = []
+
+    def progress(updates: int, loss: float) -> None:
+        looks.append(updates)
+        if len(looks) > after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ensemble.train_runs(*work(), chunk=5, progress=progress, **options)
+
+
+def everything(trained: ensemble.Trained):
+    return trained.params, trained.standards, trained.logits, trained.losses
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_it_goes_on_to_the_same_bits(tmp_path: Path, after: int, capsys: pytest.CaptureFixture[str]):
+    whole = ensemble.train_runs(*work(), chunk=5)
+    cut_short(after, keep=kept(tmp_path))
+    assert len(list(tmp_path.iterdir())) <= 2  # those before them are gone
+    capsys.readouterr()
+    again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
+    assert f"going on after {5 * after} of 32 updates" in capsys.readouterr().err
+    assert_same_bits(everything(whole), everything(again))
+
+
+def test_another_chunk_goes_on_from_it_too(tmp_path: Path):
+    whole = ensemble.train_runs(*work(), chunk=5)
+    cut_short(2, keep=kept(tmp_path))
+    assert_same_bits(everything(whole), everything(ensemble.train_runs(*work(), chunk=7, keep=kept(tmp_path))))
+
+
+def test_the_last_state_only_predicts(tmp_path: Path):
+    keep = replace(kept(tmp_path), at_end=True, seconds=1e9)
+    whole = ensemble.train_runs(*work(), chunk=5, keep=keep)
+    looks = []
+    again = ensemble.train_runs(*work(), chunk=5, keep=keep, progress=lambda updates, loss: looks.append(updates))
+    assert_same_bits(everything(whole), everything(again))
+    assert len(looks) == 1  # of what was done before
+
+
+def test_streamed_groups_go_on(tmp_path: Path):
+    frames, labels = problem(n=1400)
+    random = np.random.default_rng(1)
+    runs = [replace(runs_of(1)[0], fold=i, updates=20, train=random.permutation(1400)[:300]) for i in range(4)]
+    standards = [(standardisation(moments(frames), run.train),) for run in runs]
+    rest = (HEADS["mean"].module(3, 0.2), optax.adam(1e-2), (HEADS["mean"].summarise(frames),), labels, runs, standards, 6, 1)
+    memory = rest[2][0].x.nbytes / 10 / 2**30
+    whole, looks = ensemble.train_runs(*rest, memory), []
+
+    def progress(updates: int, loss: float) -> None:
+        looks.append(updates)
+        if len(looks) == 3:  # in the second of two groups
+            raise Killed
+
+    keep = kept(tmp_path)
+    with pytest.raises(Killed):
+        ensemble.train_runs(*rest, memory, progress=progress, keep=keep)
+    assert_same_bits(everything(whole), everything(ensemble.train_runs(*rest, memory, keep=keep)))
+
+
+@pytest.mark.parametrize("change", ["corpus", "runs", "kind"])
+def test_a_state_of_other_work_is_refused(tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]):
+    cut_short(3, keep=kept(tmp_path))
+    module, tx, frames, labels, runs, standards, size = work()
+    keep = kept(tmp_path, corpus="b") if change == "corpus" else kept(tmp_path)
+    if change == "runs":
+        runs = [replace(run, seed=7) for run in runs]
+    if change == "kind":
+        keep = replace(keep, kind="something else")
+    found = ensemble.train_runs(module, tx, frames, labels, runs, standards, size, chunk=5, keep=keep)
+    assert "is not gone on from" in capsys.readouterr().err
+    alone = ensemble.train_runs(module, tx, frames, labels, runs, standards, size, chunk=5)
+    assert_same_bits(everything(alone), everything(found))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cut_short(3, keep=kept(tmp_path))
+    large = max((p for p in tmp_path.rglob("*") if p.is_file() and "params" in str(p)), key=lambda p: p.stat().st_size)
+    content = bytearray(large.read_bytes())
+    content[len(content) // 2] ^= 255
+    large.write_bytes(bytes(content))
+    again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
+    assert "is not gone on from" in capsys.readouterr().err
+    assert_same_bits(everything(ensemble.train_runs(*work(), chunk=5)), everything(again))
+
+
+def test_a_run_that_diverges_is_named_and_the_others_finish(capsys: pytest.CaptureFixture[str]):
+    module, tx, frames, labels, runs, standards, size = work()
+    wild = [(jax.tree.map(lambda x: x * np.float32(np.nan), standards[1][0]),)]
+    found = ensemble.train_runs(module, tx, frames, labels, runs, [standards[0], *wild, standards[2]], size, chunk=5)
+    assert found.diverged == {1: 1}
+    assert capsys.readouterr().err.count("seed 0, fold 1: the loss is nan at update 1; the other runs go on") == 1
+    whole = ensemble.train_runs(module, tx, frames, labels, runs, standards, size, chunk=5)
+    assert_same_bits(everything(whole.of([0, 2])), everything(found.of([0, 2])))
