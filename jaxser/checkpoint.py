@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from etils import epath
 from jaxser.errors import CallError, WorkError
 
 FORMAT = "jaxser-1"
+
+# Orbax logs, with its traceback, what it then raises.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
 
 
 def tree_digest(tree: Mapping[str, Any]) -> str:
@@ -59,7 +63,8 @@ def written(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise WorkError(f"{path} could not be written: {' '.join(str(error).split())[:300]}") from None
+        reason = str(error).rpartition(": ")[2].partition(" [os_error_code")[0]  # tensorstore says everything twice before
+        raise WorkError(f"{path} could not be written: {reason or type(error).__name__}") from None
 
 
 def contents(kind: str, params: Mapping[str, Any], about: Mapping[str, Any]) -> ocp.args.Composite:
