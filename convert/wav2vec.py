@@ -60,7 +60,7 @@ class Call:
     checkpoint: tyro.conf.Positional[Path]
     """The .pt file."""
     out: tyro.conf.Positional[str]
-    """The folder to write; it must not exist. May be remote (gs://)."""
+    """The folder to write, where nothing else may be. May be remote (gs://)."""
     conv_feature_layers: str | None = None
     """Encoder layers, such as "[(512, 10, 5), (512, 8, 4)]": channels, kernel, stride."""
     conv_aggregator_layers: str | None = None
@@ -74,7 +74,7 @@ class Call:
 
 def main(call: Call) -> None:
     """The whole command: read, port, check, write; a line each of what was found."""
-    checkpoint.demand_new(call.out)
+    there = digest_there(call.out)
     source = read(call.checkpoint)
     config = config_of(source, call)
     params = port_wav2vec(source.tensors, config)
@@ -85,7 +85,8 @@ def main(call: Call) -> None:
         "variant": variant,
         "source": {"file": call.checkpoint.name, "sha256": file_digest(call.checkpoint), "form": source.form},
     }
-    wav2vec.save(call.out, config, params, about)
+    if wav2vec.encoder_digest(config, features) != there:
+        wav2vec.save(call.out, config, params, about)
     count, needed = (sum(leaf.size for _, leaf in checkpoint.named_leaves(tree)) for tree in (params, features))
     z, c = config.receptive_field
     lines = {
@@ -100,6 +101,18 @@ def main(call: Call) -> None:
     }
     for name, text in lines.items():
         print(f"{name:<11}{text}")
+
+
+def digest_there(out: str) -> str | None:
+    """What names the encoder that an earlier call has written, for the same call to say so again, or None.
+
+    Raises CallError where something else is there.
+    """
+    try:
+        return checkpoint.about(out, wav2vec.KIND)["encoder_digest"]
+    except CallError:
+        checkpoint.demand_new(out)
+    return None
 
 
 def config_of(source: Source, stated: Call) -> Architecture:
