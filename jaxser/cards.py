@@ -124,7 +124,7 @@ Its logits are divided by {found["temperature"]:.3f}, which was fitted on what e
 
 {encoders}
 
-The encoder's weights are not in this folder; others than these are refused.
+Frames made otherwise, or by other weights (whose sha256 it is; they are not in this folder), are refused.
 
 ## Protocol
 

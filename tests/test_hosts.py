@@ -17,7 +17,7 @@ from conftest import write_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import cv, extract, extract_lld, hosts, paper
+from jaxser import cv, extract, extract_lld, hosts, paper, recogniser
 from jaxser.devices import dealt, in_blocks
 from jaxser.errors import CallError
 from jaxser.report import table as printed_table
@@ -46,6 +46,14 @@ if os.environ.get("FAILS") == me:
     def train_runs(model, tx, inputs, labels, runs, *rest, **more):
         raise WorkError(f"the loss of seed {runs[0].seed}, fold {runs[0].fold} is nan")
     ensemble.train_runs = train_runs
+if os.environ.get("INTERRUPTED") == me:
+    to_keep, saved = ensemble._to_keep, []
+    def _to_keep(*work):
+        saved.append(1)
+        if len(saved) == 3:
+            raise WorkError("interrupted")
+        return to_keep(*work)
+    ensemble._to_keep = _to_keep
 """
 RUN = {name: f"command.run_command('jaxser.{name}', {name}.Config, {name}.main)\n" for name in ("cv", "extract")}
 
@@ -69,7 +77,8 @@ def config(home: Path, cache: Path, **changes) -> cv.Config:
 def flags_of(of: extract.Config, command: str) -> list[str]:
     known = {"cv": cv.Config, "extract": extract.Config}[command].__dataclass_fields__
     given = {name: value for name, value in vars(of).items() if name in known and value != known[name].default}
-    return [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), str(value))]
+    words = (["--" + name.replace("_", "-"), *([] if value is True else [str(value)])] for name, value in given.items())
+    return [word for some in words for word in some]
 
 
 def on_two(
@@ -223,3 +232,28 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch):
     assert hosts.of_first(lambda: 3) == hosts.after_first(lambda: 3) == 3
     hosts.demand_agreement([1], "no")
     hosts.barrier()
+
+
+def test_two_hosts_go_on_and_keep_a_model(home: Path, tmp_path: Path):
+    # The first attempt ends by an error on one host, after both have saved states of their own.
+    one = config(home, home / "cache", out=tmp_path / "one", save=True, final=True)
+    cv.main(one)
+    two = replace(one, out=tmp_path / "two", state_seconds=1e-9, updates=900)
+    cv.main(replace(one, out=tmp_path / "longer", updates=900))
+    ended = on_two(two, "cv", tmp_path, INTERRUPTED="1")
+    assert all(one.returncode for one in ended), ended
+    states = {path.parts[-3] for path in (tmp_path / "two" / "training").glob("*/runs/0*")}
+    assert states == {"0-of-2", "1-of-2"}
+    again = on_two(two, "cv", tmp_path)
+    assert [one.returncode for one in again] == [0, 0], again
+    assert "going on after" in again[0].stderr
+    for name in TABLES:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "longer" / name).read_bytes()
+    models = [
+        recogniser.load(tmp_path / name, cache=home / "cache", final=final)
+        for name in ("two", "longer")
+        for final in (False, True)
+    ]
+    for mine, theirs in zip(models[:2], models[2:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, mine.members.params, theirs.members.params)
+    assert not (tmp_path / "two" / "training").exists()
