@@ -125,7 +125,7 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
             signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
     except UNREADABLE as error:
         raise AudioError(f"not readable as audio: {_reason(error)}") from None
-    signal = resample(signal.mean(axis=1, dtype=np.float32), rate)[:samples]
+    signal = resample(_mono(signal), rate)[:samples]
     if len(signal) < samples - 1:
         raise AudioError(f"cut short: {len(signal)} of {samples} samples from {start / SAMPLE_RATE:.2f} s on")
     _demand_finite(signal)
@@ -200,7 +200,12 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
     if len(samples) == 0:
         raise AudioError("it holds no samples")
-    return samples.mean(axis=1, dtype=np.float32), rate
+    return _mono(samples), rate
+
+
+def _mono(samples: Float32[np.ndarray, "s channels"]) -> Float32[np.ndarray, " s"]:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told in our own words
+        return samples.mean(axis=1, dtype=np.float32)
 
 
 def _all_of(file: soundfile.SoundFile) -> Float32[np.ndarray, "s channels"]:

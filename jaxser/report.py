@@ -268,9 +268,9 @@ def _calibration(summary: Mapping[str, Any]) -> list[str]:
     what = "Reliability: how often a label is right, against the probability it is given, before and after calibration"
     note = (
         "Expected calibration error in 15 bins, all seeds together, its interval over speakers. A dot is a bin, as large as "
-        "its share of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is fitted "
-        "on what the other folds' heads said of their own held-out speakers, which shares a little, for those heads were "
-        "trained on this fold's. predictions.csv has the probabilities as trained."
+        "its share of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is "
+        "fitted on what the other folds' heads said of their own held-out speakers, which shares a little, for those heads "
+        "were trained on this fold's. predictions.csv has the probabilities as trained."
     )
     words = calibration_in_words(summary)
     return [page.image(memory.getvalue(), what), page.paragraph(words[0].upper() + words[1:]), page.paragraph(note, "soft")]
