@@ -24,6 +24,8 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     Exits with 2 where the call is wrong, with 1 where the work failed, with 130 at Ctrl-C; the message is one line on stderr.
     An exception that is none of ours is a bug and keeps its traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
     except CallError as error:
