@@ -118,4 +118,10 @@ def command_line(module: str, config: Any, left_out: Sequence[str]) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Which settings are not the same, each with both values; empty where all are."""
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    return "; ".join(f"{name}: there {there.get(name)!r}, here {here.get(name)!r}" for name in names)
+    values = ((name, shortened(repr(there.get(name))), shortened(repr(here.get(name)))) for name in names[:10])
+    return "; ".join(f"{shortened(name)}: there {one}, here {two}" for name, one, two in values)
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """A text that somebody else wrote, for a message: no longer than people read."""
+    return text if len(text) <= most else text[: most - 1] + "…"

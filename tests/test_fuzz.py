@@ -3,6 +3,7 @@
 The mutations are drawn from one seed, so a failure repeats; hypothesis adds inputs that nobody thought of.
 """
 
+import io
 import json
 import pickle
 import random
@@ -11,7 +12,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -243,8 +244,8 @@ def of_run_folders(home: Path) -> list[tuple[Path, Reader]]:
         report.table(run)
 
     def compared(path: Path) -> None:
-        sys.stdout.reconfigure(errors="surrogateescape")  # as every command does
-        compare.main(compare.Config(run, home / "other"))
+        with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape")):  # as every command has it
+            compare.main(compare.Config(run, home / "other"))
 
     shutil.copytree(run, home / "other")
     shutil.copy(run / "config.json", run / "config.json.whole")
@@ -321,6 +322,7 @@ KINDS = {
 
 # Orbax reads all arrays at once: after the first failure has been reported, others may come back to an event loop that is gone.
 @pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # pickletools, which Python itself keeps quiet
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__[3:])
 def test_spoilt_inputs(kind: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
