@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 import platform
 from collections import defaultdict
@@ -21,6 +20,7 @@ from jaxser.corpora import Corpus
 from jaxser.digests import json_of, write_json
 from jaxser.ensemble import CHUNK, Trained
 from jaxser.errors import CallError, WorkError
+from jaxser.kinds import misfit
 from jaxser.train import Run
 
 
@@ -228,7 +228,7 @@ def read_reports(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """summary.json and protocol.json of a run folder. Raises CallError where one is gone, damaged or of another version."""
     summary, card = read_json(folder / "summary.json"), read_json(folder / "protocol.json")
     for name, found, kinds in (("summary.json", summary, SUMMARY_KINDS), ("protocol.json", card, CARD_KINDS)):
-        if odd := _misfit(found, kinds):
+        if odd := misfit(found, kinds):
             raise CallError(f"{folder / name} is damaged or of another version, {odd}: delete {folder} and repeat its command")
     folds, temperatures = card["folds"], summary["calibration"]["temperature_by_fold"]
     numbers = [fold["fold"] for fold in folds if fold["test"] > 0 and sum(fold["train"].values()) > 0]
@@ -238,21 +238,6 @@ def read_reports(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"delete {folder} and repeat its command"
         )
     return summary, card
-
-
-def _misfit(found: Any, kind: Any, name: str = "it") -> str:
-    # Which part of plain data is not of its kind; empty where all is. A key that is a type stands for all keys.
-    if isinstance(kind, dict) and isinstance(found, dict):
-        kinds = dict.fromkeys(found, kind[str]) if str in kind else kind
-        if missing := [key for key in kinds if key not in found]:
-            return f"{name} has no {missing[0]}"
-        return next(filter(None, (_misfit(found[key], of, f"its {key}") for key, of in kinds.items())), "")
-    if isinstance(kind, list) and isinstance(found, list):
-        return next(filter(None, (_misfit(one, kind[0], name) for one in found)), "")
-    fits = not isinstance(kind, dict | list) and isinstance(found, kind) and (kind is bool or not isinstance(found, bool))
-    if fits and not (isinstance(found, float) and not math.isfinite(found)):
-        return ""
-    return f"{name} is {str(found)[:80]!r}"
 
 
 def read_finished(folder: Path) -> Finished:
