@@ -41,7 +41,12 @@ KIND = "a trained recogniser"
 """What its checkpoints say that they hold."""
 
 ABOUT_KINDS = {
-    "config": dict, "classes": [str], "members": [{"fold": int, "seed": int}], "final": bool, "temperature": float,
+    "config": {
+        **dict.fromkeys(("head", "features", "weights", "layer", "precision", "text", "tags", "crop"), str),
+        **dict.fromkeys(("dropout", "max_seconds", "lld_window", "lld_hop"), float | int),
+        "average_frames": int, "text_model": str | None,
+    },
+    "classes": [str], "members": [{"fold": int, "seed": int}], "final": bool, "temperature": float,
     "longest": [int], "inputs": [{"of": str, "name": str, "random": bool, "settings": dict}], "weights_at": str | None,
     "summary": {"signature": str}, "card": dict,
 }  # fmt: skip
