@@ -1,5 +1,6 @@
 """Audio files as mono float32 at 16 kHz, in [-1, 1], never normalised in level."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +119,7 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
     that is silent is a part like others, and a damage elsewhere in the file is not seen.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(_name(path)) as file:
             rate = file.samplerate
             _demand_rate(rate)
             file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
@@ -150,7 +151,7 @@ def _reason(error: Exception) -> str:
 def samples_promised(path: Path) -> int:
     """How many samples at SAMPLE_RATE a file's header promises, 0 where it cannot be read: for planning, never for belief."""
     try:
-        header = soundfile.info(str(path))
+        header = soundfile.info(_name(path))
     except UNREADABLE:
         return 0
     known = header.frames < UNKNOWN and RATES[0] <= header.samplerate <= RATES[1]
@@ -186,7 +187,7 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     if path.stat().st_size == 0:
         raise AudioError("the file is empty (0 bytes)")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(_name(path)) as file:
             rate, promised = file.samplerate, file.frames
             if promised >= UNKNOWN:
                 raise AudioError(
@@ -201,6 +202,11 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     if len(samples) == 0:
         raise AudioError("it holds no samples")
     return _mono(samples), rate
+
+
+def _name(path: str | Path) -> str | bytes:
+    # soundfile takes names that are not UTF-8 as bytes alone, and on Windows, where there are none, as text.
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def _mono(samples: Float32[np.ndarray, "s channels"]) -> Float32[np.ndarray, " s"]:

@@ -272,7 +272,7 @@ def save(
     if path.exists():
         shutil.rmtree(path)
     checkpoint.save(path, KIND, params, about, one_host=True)
-    (path / cards.FILE).write_text(cards.recogniser(about), encoding="utf-8")
+    (path / cards.FILE).write_text(cards.recogniser(about), encoding="utf-8", errors="backslashreplace")
 
 
 def _members(trained: Trained) -> dict[str, Any]:

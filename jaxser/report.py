@@ -126,7 +126,7 @@ def draw(out: Path, summary: dict[str, Any]) -> None:
     card = read_json(out / "protocol.json")
     picture = _confusion_picture(out, summary, card)
     write_bytes(out / "confusion.png", picture)
-    write_bytes(out / "report.html", _page(out, summary, card, picture).encode())
+    write_bytes(out / "report.html", _page(out, summary, card, picture).encode(errors="backslashreplace"))
 
 
 def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> bytes:
