@@ -6,8 +6,11 @@ harmless classes named below, and refuses all else.
 """
 
 import argparse
+import mmap
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +43,12 @@ class _Ignored:
     def __setstate__(self, state: object) -> None:
         pass
 
+
+DAMAGED = (
+    *(ValueError, OSError, EOFError, IndexError, KeyError, ArithmeticError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What zipfile and pickletools raise for bytes that are none of theirs."""
 
 HARMLESS = [
     argparse.Namespace,
@@ -141,10 +150,11 @@ def _strings(path: Path) -> Iterator[str]:
                     raise WorkError(f"{path} is cut short: a zip file without its end")
                 if first[:1] != b"\x80":
                     raise CallError(f"{path} is no torch checkpoint")
-                file.seek(0)
-                for _ in range(4):  # magic number, protocol, system, then the object itself
-                    yield from _texts(file)
-    except (ValueError, OSError, EOFError, IndexError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+                # A file would make room for as many bytes as a damaged pickle says that follow; a map gives what there is.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    for _ in range(4):  # magic number, protocol, system, then the object itself
+                        yield from _texts(content)
+    except DAMAGED as error:
         if isinstance(error, CallError | WorkError):
             raise
         raise WorkError(f"{path} is damaged or cut short: {' '.join(str(error).split())[:120]}") from None

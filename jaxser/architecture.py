@@ -88,7 +88,8 @@ class Architecture:
 
 
 def _layers(name: str, given: Any) -> tuple[Layer, ...]:
-    layers = tuple(tuple(layer) if isinstance(layer, list | tuple) else () for layer in given) if given else ()
+    layers = given if isinstance(given, list | tuple) else ()
+    layers = tuple(tuple(layer) if isinstance(layer, list | tuple) else () for layer in layers)
     if not layers or any(len(layer) != 3 or any(type(n) is not int or n < 1 for n in layer) for layer in layers):
         raise CallError(f"{name} {given!r}: each layer is (channels, kernel, stride), whole numbers from 1")
     return layers

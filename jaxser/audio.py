@@ -1,5 +1,6 @@
 """Audio files as mono float32 at 16 kHz, in [-1, 1], never normalised in level."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,14 +119,14 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
     that is silent is a part like others, and a damage elsewhere in the file is not seen.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(_name(path)) as file:
             rate = file.samplerate
             _demand_rate(rate)
             file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
             signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
     except UNREADABLE as error:
         raise AudioError(f"not readable as audio: {_reason(error)}") from None
-    signal = resample(signal.mean(axis=1, dtype=np.float32), rate)[:samples]
+    signal = resample(_mono(signal), rate)[:samples]
     if len(signal) < samples - 1:
         raise AudioError(f"cut short: {len(signal)} of {samples} samples from {start / SAMPLE_RATE:.2f} s on")
     _demand_finite(signal)
@@ -150,7 +151,7 @@ def _reason(error: Exception) -> str:
 def samples_promised(path: Path) -> int:
     """How many samples at SAMPLE_RATE a file's header promises, 0 where it cannot be read: for planning, never for belief."""
     try:
-        header = soundfile.info(str(path))
+        header = soundfile.info(_name(path))
     except UNREADABLE:
         return 0
     known = header.frames < UNKNOWN and RATES[0] <= header.samplerate <= RATES[1]
@@ -186,7 +187,7 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     if path.stat().st_size == 0:
         raise AudioError("the file is empty (0 bytes)")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(_name(path)) as file:
             rate, promised = file.samplerate, file.frames
             if promised >= UNKNOWN:
                 raise AudioError(
@@ -200,7 +201,17 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
     if len(samples) == 0:
         raise AudioError("it holds no samples")
-    return samples.mean(axis=1, dtype=np.float32), rate
+    return _mono(samples), rate
+
+
+def _name(path: str | Path) -> str | bytes:
+    # soundfile takes names that are not UTF-8 as bytes alone, and on Windows, where there are none, as text.
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+def _mono(samples: Float32[np.ndarray, "s channels"]) -> Float32[np.ndarray, " s"]:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told in our own words
+        return samples.mean(axis=1, dtype=np.float32)
 
 
 def _all_of(file: soundfile.SoundFile) -> Float32[np.ndarray, "s channels"]:

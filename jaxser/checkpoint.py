@@ -18,6 +18,9 @@ from jaxser.errors import CallError, WorkError
 
 FORMAT = "jaxser-1"
 
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError)
+"""What Orbax raises for a checkpoint whose files are not as it wrote them."""
+
 # Orbax logs, with its traceback, what it then raises.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
 
@@ -101,7 +104,7 @@ def about(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     try:
         note = json.loads((folder / "about" / "metadata").read_text())
         found, digest = note["kind"], note["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CallError(f"{path} is no checkpoint of jaxser, or not a whole one") from None
     if note.get("format") != FORMAT or not isinstance(digest, str):
         raise CallError(f"{path} is a checkpoint of another version of jaxser ({note.get('format')}; this one reads {FORMAT})")
@@ -131,8 +134,8 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, 
         with ocp.Checkpointer(handler, multiprocessing_options=mine) as reader:
             params = reader.restore(absolute(path), args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
         params = jax.tree.map(np.asarray, params)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WorkError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except DAMAGED as error:
+        raise WorkError(f"{path} is damaged: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
     if tree_digest(params) != note["digest"]:
         raise WorkError(f"{path} is damaged: its arrays are not those that were written (their sha256 differs)")
     return params, note

@@ -24,6 +24,8 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     Exits with 2 where the call is wrong, with 1 where the work failed, with 130 at Ctrl-C; the message is one line on stderr.
     An exception that is none of ours is a bug and keeps its traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
     except CallError as error:
@@ -116,4 +118,10 @@ def command_line(module: str, config: Any, left_out: Sequence[str]) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Which settings are not the same, each with both values; empty where all are."""
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    return "; ".join(f"{name}: there {there.get(name)!r}, here {here.get(name)!r}" for name in names)
+    values = ((name, shortened(repr(there.get(name))), shortened(repr(here.get(name)))) for name in names[:10])
+    return "; ".join(f"{shortened(name)}: there {one}, here {two}" for name, one, two in values)
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """A text that somebody else wrote, for a message: no longer than people read."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -104,7 +104,7 @@ def demand_comparable(a: Finished, b: Finished) -> None:
             if here != there:
                 raise CallError(f"{both}: {name} has another {what} in each, {here!r} and {there!r}")
     if _read_alike(a, b):
-        here, there = (_signed(one)["corpus"] for one in (a, b))
+        here, there = (_signed(one).get("corpus") for one in (a, b))
         if here != there:
             raise CallError(f"{both}: the same ids stand for other recordings or words, {here} and {there}")
 

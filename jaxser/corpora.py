@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxser.audio import SUFFIXES
+from jaxser.command import shortened
 from jaxser.errors import CallError, WorkError
 
 
@@ -256,7 +257,7 @@ def read_csv(table: Path) -> Corpus:
             reader = csv.DictReader(file, strict=True)
             header = [name.strip() for name in reader.fieldnames or []]
             if missing := [name for name in ("path", "label") if name not in header]:
-                raise CallError(f"{table}: no column {_listed(missing)} in the header {','.join(header)!r}")
+                raise CallError(f"{table}: no column {_listed(missing)} in the header {shortened(','.join(header))!r}")
             reader.fieldnames = header
             rows = [(reader.line_num, row) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
@@ -296,7 +297,7 @@ def _demand_unique_ids(utterances: tuple[Utterance, ...]) -> None:
     for utterance in utterances:
         if utterance.id in paths:
             raise WorkError(
-                f"two utterances have the id {utterance.id!r}: {paths[utterance.id]} and {utterance.path}; "
+                f"two utterances have the id {shortened(utterance.id)!r}: {paths[utterance.id]} and {utterance.path}; "
                 "give each its own (a CSV may have a column id)"
             )
         paths[utterance.id] = utterance.path
@@ -316,4 +317,4 @@ def _looks_like(root: Path, name: str) -> str:
 
 
 def _listed(names) -> str:
-    return ", ".join(names)
+    return shortened(", ".join(map(shortened, names)), 1_000)

@@ -33,17 +33,23 @@ def write_json(path: Path, value: object) -> None:
     part.replace(path)
 
 
+def json_of(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote there; None where there is nothing, or something damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def recalled(memory: Path, name: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `look` finds of the thing of that name, remembered in one JSON file. Where it raises CallError because the thing is
     gone, what it found before: once features are stored, the weights that made them are no longer needed."""
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = json_of(memory) or {}
     try:
         found = look()
     except CallError:
-        if name not in known or Path(name).exists():
+        if not isinstance(known.get(name), dict) or Path(name).exists():
             raise
         return known[name]
     if known.get(name) != found:
@@ -57,10 +63,7 @@ def digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
 
     A file that is gone keeps the digest it had: once its features are stored, the audio itself is no longer needed.
     """
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError):
-        known = {}
+    known = {name: entry for name, entry in (json_of(memory) or {}).items() if _is_entry(entry)}
     found, news = {}, {}
     for path in paths:
         name = str(path.absolute())
@@ -82,3 +85,7 @@ def digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, known | news)
     return found
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)

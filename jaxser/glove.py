@@ -55,7 +55,8 @@ def vectors(path: Path, words: Iterable[str]) -> dict[str, Float32[np.ndarray, "
             )
         if word in wanted and word not in found:
             try:
-                found[word] = np.array(rest.split(" "), np.float32)
+                with np.errstate(over="ignore"):  # what is not finite is told below
+                    found[word] = np.array(rest.split(" "), np.float32)
             except ValueError:
                 raise CallError(f"--text-model {path}, line {number}: not all numbers: {_quoted(line)}") from None
             if not np.isfinite(found[word]).all():

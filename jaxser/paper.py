@@ -88,10 +88,10 @@ def make(config: Config) -> None:
     signatures = [f"signature of {name}: {run.summary['signature']}" for name, run in runs.items()]
     text = "\n".join([*made.text, "", *signatures, str(out / "report.html")]) + "\n"
     write_csv(out / "cells.csv", CELL_COLUMNS, [_row(name, run) for name, run in runs.items()])
-    results.write_bytes(out / "table.txt", text.encode())
+    results.write_bytes(out / "table.txt", text.encode(errors="backslashreplace"))
     if made.picture:
         results.write_bytes(out / "figure.png", made.picture)
-    results.write_bytes(out / "report.html", _page(made, runs, command).encode())
+    results.write_bytes(out / "report.html", _page(made, runs, command).encode(errors="backslashreplace"))
     cells = {name: {"folder": str(run.folder), **_scores(run)} for name, run in runs.items()}
     write_json(out / "summary.json", {"cells": cells, "missing": missing, "command": command})  # last, as in every folder
     print(text, end="")

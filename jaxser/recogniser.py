@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Float32, Float64
 from platformdirs import user_cache_path
 
@@ -31,12 +32,28 @@ from jaxser.ensemble import Trained
 from jaxser.errors import CallError, WorkError
 from jaxser.extractor import Extractor
 from jaxser.heads import HEADS
+from jaxser.kinds import misfit
 from jaxser.standards import Standard, standardised
 from jaxser.store import Entry, Frames, averaged, frame_mask
 from jaxser.train import Run
 
 KIND = "a trained recogniser"
 """What its checkpoints say that they hold."""
+
+ABOUT_KINDS = {
+    "config": {
+        **dict.fromkeys(("head", "features", "weights", "layer", "precision", "text", "tags", "crop"), str),
+        **dict.fromkeys(("dropout", "max_seconds", "lld_window", "lld_hop"), float | int),
+        "average_frames": int, "text_model": str | None,
+    },
+    "classes": [str], "members": [{"fold": int, "seed": int}], "final": bool, "temperature": float,
+    "longest": [int], "inputs": [{"of": str, "name": str, "random": bool, "settings": dict}], "weights_at": str | None,
+    "summary": {"signature": str}, "card": dict,
+}  # fmt: skip
+"""What a model must say of itself to be read again."""
+
+MOST_FRAMES = 2**23
+"""More frames than a day of speech has: of an utterance, a number that is damaged."""
 
 BATCHES = (1, 8, 64)
 """How many utterances a head reads at once: each size is compiled, for one recording must not wait for the work of many."""
@@ -255,7 +272,7 @@ def save(
     if path.exists():
         shutil.rmtree(path)
     checkpoint.save(path, KIND, params, about, one_host=True)
-    (path / cards.FILE).write_text(cards.recogniser(about), encoding="utf-8")
+    (path / cards.FILE).write_text(cards.recogniser(about), encoding="utf-8", errors="backslashreplace")
 
 
 def _members(trained: Trained) -> dict[str, Any]:
@@ -295,6 +312,8 @@ def load(
     folder = checkpoint.absolute(path)
     folder = folder / "model" if (folder / "model").exists() else folder
     params, about = checkpoint.load(folder, KIND)
+    if odd := misfit(about, ABOUT_KINDS):
+        raise WorkError(f"{path} is damaged: what it says of itself is not whole, {odd}")
     try:
         config = extract.Config(**_of_features(about["config"]))
         changes = {name: value for name, value in (("weights", weights), ("text_model", text_model)) if value is not None}
@@ -311,16 +330,39 @@ def load(
         which = "all" if final else "folds"
         mine = _loaded(members[which], params[which], len(about["inputs"]))
         average = about["config"]["average_frames"] if head.average else 1
-    except (KeyError, TypeError, AttributeError) as error:
-        raise WorkError(f"{path} is damaged: what it says of itself is not whole ({error!r})") from None
+        if not temperature > 0 or not all(0 < frames < MOST_FRAMES for frames in longest):
+            raise ValueError(f"temperature {temperature}, longest {longest}")
+        if not [one["of"] for one in about["inputs"]] == list(head.inputs) or len(longest) != len(head.inputs):
+            raise ValueError(f"a {about['config']['head']} of {len(longest)} inputs")
+    except CallError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkError(f"{path} is damaged: what it says of itself is not whole ({str(error)[:300]!r})") from None
     extractors = tuple(extract.extractors_of(config, head.inputs, keep=True))
     for extractor, known in zip(extractors, about["inputs"], strict=True):
         if differing := differences(known["settings"], extractor.settings):
             flag = "--weights" if known["of"] == "audio" else "--text-model"
             raise CallError(f"the features at hand are not those that {path} was trained on ({differing}): give {flag}")
-    return Recogniser(
+    model = Recogniser(
         tuple(about["classes"]), mine, temperature, about["config"]["head"], module, longest, average, extractors, about
     )
+    _demand_fitting(path, model)
+    return model
+
+
+def _demand_fitting(path: str | os.PathLike, model: Recogniser) -> None:
+    # Whether its heads can read what its extractors give: traced with a frame of each, and not computed.
+    try:
+        frames = [np.zeros((1, extractor.settings["width"]), np.float32) for extractor in model.extractors]
+        inputs = tuple(
+            model._frames([x], 1, extractor.of, longest)
+            for x, extractor, longest in zip(frames, model.extractors, model.longest, strict=True)
+        )
+        shape = jax.eval_shape(partial(_logits, model.module), model.members.params, model.members.standards, inputs).shape
+    except (FlaxError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError) as error:
+        shape = " ".join(str(error).split())[:300]
+    if shape != (len(model.members.names), 1, len(model.classes)):
+        raise WorkError(f"{path} is damaged: its heads are not a {model.head} for {len(model.classes)} classes ({shape})")
 
 
 def _of_features(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run folder as people read it: a table for the terminal, the confusion matrix as a picture, one self-contained page."""
 
+import csv
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,15 @@ import numpy as np
 
 from jaxser import citations, metrics, page, protocol
 from jaxser.errors import CallError
-from jaxser.results import read_csv, read_json, write_bytes
+from jaxser.results import read_csv, read_json, read_reports, write_bytes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-RUN_COLUMNS = ("fold", "seed", "train_size", "weights")
-"""What names a run in scores.csv; all its other columns are scores."""
-
 
 def table(out: Path) -> str:
     """The result of a finished run folder as text: folds, then the score with its interval, then what fixed it."""
-    summary, card = read_json(out / "summary.json"), read_json(out / "protocol.json")
+    summary, card = read_reports(out)
     rows = [[_shortened(cell) for cell in row] for row in _fold_table(out, summary, card)]
     lines = [title(summary, card), "", *text_table(rows, words=(1,), rules=(0, len(rows) - 2))]
     lines += ["", *scores_in_words(summary), *filter(None, [calibration_in_words(summary)]), *marks_against(summary)]
@@ -53,7 +51,7 @@ def text_table(rows: Sequence[Sequence[str]], words: Sequence[int], rules: Seque
 
 def _fold_table(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> list[list[str]]:
     # A header, a line a fold (averaged over seeds) and their mean, all as text.
-    by_fold = _by_fold(out, summary)
+    by_fold = _by_fold(out, summary, card)
     names = [fold["held_out"] for fold in card["folds"]]
     if summary["validate"]:
         names = names[1:] + names[:1]
@@ -82,7 +80,7 @@ def scores_in_words(summary: dict[str, Any]) -> list[str]:
     lines = []
     for name in ("ua", "wa"):
         text = f"{name.upper()} {percent(summary[f'{name}_mean'])} %"
-        if summary[f"{name}_low"] is None:
+        if None in (summary[f"{name}_low"], summary[f"{name}_high"]):
             text += f", no interval: only one {summary['interval_unit']}"
         else:
             low, high = percent(summary[f"{name}_low"]), percent(summary[f"{name}_high"])
@@ -128,7 +126,7 @@ def draw(out: Path, summary: dict[str, Any]) -> None:
     card = read_json(out / "protocol.json")
     picture = _confusion_picture(out, summary, card)
     write_bytes(out / "confusion.png", picture)
-    write_bytes(out / "report.html", _page(out, summary, card, picture).encode())
+    write_bytes(out / "report.html", _page(out, summary, card, picture).encode(errors="backslashreplace"))
 
 
 def _confusion_picture(out: Path, summary: dict[str, Any], card: dict[str, Any]) -> bytes:
@@ -305,12 +303,15 @@ def _loss_curves(out: Path) -> str:
     )
 
 
-def _by_fold(out: Path, summary: Mapping[str, Any]) -> dict[int, np.ndarray]:
+def _by_fold(out: Path, summary: Mapping[str, Any], card: Mapping[str, Any]) -> dict[int, np.ndarray]:
     # UA, WA and recalls of each fold, averaged over seeds.
-    scores = defaultdict(list)
-    for row in read_csv(out / "scores.csv"):
-        scores[int(row["fold"])].append([float(v) for k, v in row.items() if k not in RUN_COLUMNS])
-    if any(len(scores[fold]) != summary["seeds"] for fold in range(summary["folds"])):
+    scores, names = defaultdict(list), ["ua", "wa", *(f"recall_{name}" for name in summary["classes"])]
+    try:
+        for row in read_csv(out / "scores.csv"):
+            scores[int(row["fold"])].append([float(row[name]) for name in names])
+    except (ValueError, KeyError, TypeError, csv.Error):
+        scores = {}
+    if [len(scores.get(fold["fold"], [])) for fold in card["folds"]] != [summary["seeds"]] * len(card["folds"]):
         raise CallError(f"{out / 'scores.csv'} is damaged: not {summary['seeds']} lines a fold; delete {out}, and run again")
     return {fold: np.mean(values, axis=0) for fold, values in scores.items()}
 
@@ -349,6 +350,6 @@ def points(value: float) -> str:
 
 def interval(found: Mapping[str, float | None]) -> str:
     """`low` and `high` in per cent, in words."""
-    if found["low"] is None:
+    if None in (found["low"], found["high"]):
         return "not known"
     return f"{percent(found['low'])} to {percent(found['high'])}"

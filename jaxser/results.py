@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import platform
 from collections import defaultdict
@@ -18,9 +17,10 @@ from jaxser import metrics
 from jaxser.calibration import softmax
 from jaxser.command import differences
 from jaxser.corpora import Corpus
-from jaxser.digests import write_json
+from jaxser.digests import json_of, write_json
 from jaxser.ensemble import CHUNK, Trained
 from jaxser.errors import CallError, WorkError
+from jaxser.kinds import misfit
 from jaxser.train import Run
 
 
@@ -89,11 +89,7 @@ def begin(out: Path, mine: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run folder. Raises CallError where it is gone or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+    if (found := json_of(path)) is None:
         raise CallError(f"{path} is damaged: delete {path.parent}, or give another --out")
     return found
 
@@ -208,17 +204,40 @@ class Finished:
         return metrics.unit_counts(labels, predicted, np.array([p.fold for p in every]), self.units, len(number))
 
 
+_MAYBE = float | None
+_BOUNDS = {"low": _MAYBE, "high": _MAYBE}
+_RELIABILITY = {"error": float, **_BOUNDS, "share": [float], "confidence": [_MAYBE], "accuracy": [_MAYBE]}
 SUMMARY_KINDS = {
-    "classes": list, "utterances": int, "seeds": int, "folds": int, "speakers": int, "interval_unit": str, "head": str,
-    "validate": bool, "random_weights": bool, "signature": str, "ua_mean": float, "recalls": dict, "runs_per_device": list,
+    "classes": [str], "utterances": int, "seeds": int, "folds": int, "speakers": int, "interval_unit": str, "head": str,
+    "validate": bool, "random_weights": bool, "signature": str, "left_out": int, "seconds": float, "chance": float,
+    **{f"{score}_{of}": float if of == "mean" else _MAYBE for score in ("ua", "wa") for of in ("mean", "std", "low", "high")},
+    "recalls": {str: {"mean": float, **_BOUNDS}}, "runs_per_device": [int],
+    "calibration": {"temperature_by_fold": [float], "uncalibrated": _RELIABILITY, "calibrated": _RELIABILITY},
 }  # fmt: skip
 CARD_KINDS = {
-    "corpus": str, "synthetic": bool, "utterances": int, "classes": dict, "counts_by_group": dict, "speakers": int,
-    "left_out": list, "outside_classes": dict, "notes": list, "fold_rule": str, "subset_rule": str, "folds": list,
-    "leak_checks": list, "leaks": list, "training": str, "choices": dict, "features": str, "settings": dict, "versions": dict,
-    "device": str, "processor": str, "command": str,
+    "corpus": str, "synthetic": bool, "utterances": int, "classes": {str: int}, "counts_by_group": {str: {str: int}},
+    "speakers": int, "left_out": [[str]], "outside_classes": {str: int}, "notes": [str], "fold_rule": str, "subset_rule": str,
+    "folds": [{"fold": int, "held_out": str, "test": int, "train": {str: int}}],
+    "leak_checks": [{"looked_for": str, "found": [str]}], "leaks": [str], "training": str, "choices": {str: str},
+    "features": str, "settings": {str: dict}, "versions": {str: str}, "device": str, "processor": str, "command": str,
 }  # fmt: skip
 """What must stand in summary.json and protocol.json for a run folder to be read again."""
+
+
+def read_reports(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """summary.json and protocol.json of a run folder. Raises CallError where one is gone, damaged or of another version."""
+    summary, card = read_json(folder / "summary.json"), read_json(folder / "protocol.json")
+    for name, found, kinds in (("summary.json", summary, SUMMARY_KINDS), ("protocol.json", card, CARD_KINDS)):
+        if odd := misfit(found, kinds):
+            raise CallError(f"{folder / name} is damaged or of another version, {odd}: delete {folder} and repeat its command")
+    folds, temperatures = card["folds"], summary["calibration"]["temperature_by_fold"]
+    numbers = [fold["fold"] for fold in folds if fold["test"] > 0 and sum(fold["train"].values()) > 0]
+    if not numbers == list(range(len(folds))) or not len(folds) == summary["folds"] == len(temperatures) > 0:
+        raise CallError(
+            f"{folder} is damaged: protocol.json has the folds {numbers} in place of {summary['folds']}, or empty ones; "
+            f"delete {folder} and repeat its command"
+        )
+    return summary, card
 
 
 def read_finished(folder: Path) -> Finished:
@@ -227,23 +246,18 @@ def read_finished(folder: Path) -> Finished:
         raise CallError(f"{folder} is no run folder of jaxser.cv: it has no config.json")
     if not (folder / "summary.json").is_file():
         raise CallError(f"{folder} is not finished, it has no summary.json: repeat the command that began it")
-    summary, card = read_json(folder / "summary.json"), read_json(folder / "protocol.json")
-    way_out = f"delete {folder} and repeat its command"
-    for name, found, kinds in (("summary.json", summary, SUMMARY_KINDS), ("protocol.json", card, CARD_KINDS)):
-        for key, kind in kinds.items():
-            if not isinstance(found.get(key), kind):
-                raise CallError(f"{folder / name} is damaged or of another version, its {key} is {found.get(key)!r}: {way_out}")
+    summary, card = read_reports(folder)
     try:
         finished = Finished(folder, summary, card, _predictions(folder, summary))
         _demand_consistent(finished)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise CallError(f"{folder} is damaged: {error}; {way_out}") from None
+        raise CallError(f"{folder} is damaged: {error}; delete {folder} and repeat its command") from None
     return finished
 
 
 def _predictions(folder: Path, summary: Mapping[str, Any]) -> dict[str, Prediction]:
     # Raises ValueError, KeyError, TypeError for what no run of jaxser.cv has written.
-    classes, seeds = summary["classes"], set(range(summary["seeds"]))
+    classes, seeds = summary["classes"], summary["seeds"]
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"summary.json has the classes {classes}")
     if (unit := summary["interval_unit"]) not in ("speaker", "group", "utterance"):
@@ -261,8 +275,9 @@ def _predictions(folder: Path, summary: Mapping[str, Any]) -> dict[str, Predicti
             raise ValueError(f"in predictions.csv {name} has no {unit}")
         predicted[name][int(row["seed"])] = row["predicted"]
     for name, by_seed in predicted.items():
-        if set(by_seed) != seeds or not {seen[name]["label"], *by_seed.values()} <= set(classes):
-            raise ValueError(f"in predictions.csv {name} has not one prediction of a class for each of {len(seeds)} seeds")
+        whole = len(by_seed) == seeds and set(by_seed) == set(range(len(by_seed)))
+        if not whole or not {seen[name]["label"], *by_seed.values()} <= set(classes):
+            raise ValueError(f"in predictions.csv {name} has not one prediction of a class for each of {seeds} seeds")
     if len(predicted) != summary["utterances"]:
         raise ValueError(f"predictions.csv has {len(predicted)} utterances in place of {summary['utterances']}")
     return {name: Prediction(**seen[name], predicted=predicted[name]) for name in sorted(seen)}
@@ -270,9 +285,6 @@ def _predictions(folder: Path, summary: Mapping[str, Any]) -> dict[str, Predicti
 
 def _demand_consistent(one: Finished) -> None:
     # Raises ValueError where the files of one folder contradict each other.
-    folds = one.card["folds"]
-    if len(folds) != one.summary["folds"] or any(fold["test"] < 1 or sum(fold["train"].values()) < 1 for fold in folds):
-        raise ValueError(f"protocol.json has {len(folds)} folds in place of {one.summary['folds']}, or empty ones")
     again = float(metrics.mean_score(one.counts().sum(0)).mean())
     if not abs(again - one.summary["ua_mean"]) < 1e-6:
         raise ValueError(f"predictions.csv gives the UA {again:.6f}, summary.json {one.summary['ua_mean']:.6f}")

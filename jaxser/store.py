@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from jaxser.digests import text_digest, write_json
+from jaxser.digests import json_of, text_digest, write_json
 from jaxser.errors import WorkError
 
 
@@ -86,28 +86,39 @@ def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
     provenance = folder / "provenance.json"
     if not provenance.exists():
         write_json(provenance, settings)
-    try:
-        found = json.loads(provenance.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if found != dict(settings):
+    if json_of(provenance) != dict(settings):
         raise WorkError(f"{provenance} does not describe {settings['extractor']} with {settings}; delete {folder}")
     rows, failed, damaged = {}, {}, []
     for note in sorted(folder.glob("part-*.json")):
         try:
-            part = json.loads(note.read_text(encoding="utf-8"))
-            frames = note.with_suffix(".npy")
-            whole = _checksum(frames) == part["crc32"]
-        except (OSError, ValueError, KeyError):
-            whole = False
-        if not whole:
+            of_part, failed_there = _part(note, settings["width"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             damaged.append(note.stem)
             continue
-        for content, (start, count, sound, seconds, *text) in part["rows"].items():
-            words, cut = text or ((), 0)
-            rows[content] = Row(frames, start, count, sound, seconds, tuple(words), cut)
-        failed |= part["failed"]
+        rows |= of_part
+        failed |= failed_there
     return Store(folder, settings["width"], rows, failed, tuple(damaged))
+
+
+def _part(note: Path, width: int) -> tuple[dict[str, Row], dict[str, str]]:
+    # Rows and reasons of a part. Raises one of many things for what `write_part` has not written.
+    part, frames = json_of(note), note.with_suffix(".npy")
+    if _checksum(frames) != part["crc32"]:
+        raise ValueError("other frames than were written")
+    rows, place = {}, 0
+    for content, (start, count, sound, seconds, *text) in part["rows"].items():
+        words, cut = text or ((), 0)
+        kinds = [type(value) for value in (start, count, sound, seconds, cut, *words)]
+        if kinds != [int, int, str, float, int] + [str] * len(words) or start != place or count < 0:
+            raise ValueError("rows that do not lie end to end")
+        rows[content] = Row(frames, start, count, sound, seconds, tuple(words), cut)
+        place += count
+    with frames.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, *_ = np.lib.format.read_array_header_1_0(file)
+    if shape != (place, width) or not all(type(reason) is str for reason in part["failed"].values()):
+        raise ValueError("rows of other frames")
+    return rows, part["failed"]
 
 
 def write_part(store: Store, entries: Sequence[Entry]) -> None:

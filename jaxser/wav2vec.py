@@ -18,6 +18,7 @@ from jaxser import checkpoint, devices
 from jaxser.architecture import ARCHITECTURES, Architecture
 from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
+from jaxser.kinds import misfit
 from jaxser.network import Wav2Vec, random_params, spectral_params
 
 KIND = "a wav2vec encoder"
@@ -137,7 +138,7 @@ def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
 def load_params(weights: str | Path) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
     """Architecture, float32 parameters (with the prediction head, where it was kept) and what a checkpoint says of itself."""
     params, note = checkpoint.load(path_of(weights), KIND)
-    return Architecture.from_json(note["config"]), _float32(params), note
+    return _described(weights, note), _float32(params), note
 
 
 def path_of(weights: str | Path) -> str | Path:
@@ -150,7 +151,13 @@ def identify(weights: str | Path) -> tuple[Architecture, str, bool]:
     if drawn := _drawn(weights):
         return drawn[0], encoder_digest(drawn[0], random_params(*drawn)), True
     note = checkpoint.about(path_of(weights), KIND)
-    return Architecture.from_json(note["config"]), note["encoder_digest"], False
+    return _described(weights, note), note["encoder_digest"], False
+
+
+def _described(weights: str | Path, note: Mapping[str, Any]) -> Architecture:
+    if odd := misfit(note, {"config": dict, "encoder_digest": str}):
+        raise WorkError(f"{weights} is damaged: what it says of itself is not whole, {odd}")
+    return Architecture.from_json(note["config"])
 
 
 def _drawn(weights: str | Path) -> tuple[Architecture, int] | None:

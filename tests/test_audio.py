@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,11 @@ def test_a_file_without_a_header(tmp_path: Path):
     for read in (lambda: audio.load(path), lambda: audio.load_part(path, 0, 100)):
         with pytest.raises(audio.AudioError, match="not readable as audio"):
             read()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_that_is_not_utf_8(tmp_path: Path):
+    path = write_tone(tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    signal = audio.load(path)
+    np.testing.assert_array_equal(audio.load_part(path, 0, 100), signal[:100])
+    assert audio.samples_promised(path) == len(signal)

@@ -32,9 +32,10 @@ def test_changed_content_is_read_again_even_with_its_old_time(tmp_path: Path):
 def test_damaged_memory_is_begun_anew(tmp_path: Path):
     file, memory = tmp_path / "a.wav", tmp_path / "digests.json"
     file.write_bytes(b"one")
-    memory.write_text("{ not json")
-    assert len(digests.digests([file], memory)) == 1
-    assert len(digests.digests([file], memory)) == 1
+    for damaged in ("{ not json", "[]", "[" * 100_000, f'{{"{file}": 3}}', f'{{"{file}": [[], null]}}'):
+        memory.write_text(damaged)
+        assert len(digests.digests([file], memory)) == 1
+        assert len(digests.digests([file], memory)) == 1
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path):

@@ -8,6 +8,7 @@ import jaxser
 FLOORS = [
     [
         "errors",
+        "kinds",
         "command",
         "audio",
         "digests",

@@ -88,6 +88,20 @@ def test_damaged_parts_are_seen(tmp_path: Path, damage: str):
     assert set(open_store(tmp_path, SETTINGS).rows) == {"a", "b"}
 
 
+HARMS = [{"rows": []}, {"rows": {"b": [0, 9, "", 0.1]}}, {"rows": {"b": [0]}}, {"failed": {"c": 1}}, []]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_part_whose_note_is_of_another_shape_counts_as_damaged(tmp_path: Path, harm: dict | list):
+    store = open_store(tmp_path, SETTINGS)
+    write_part(store, [entry("b", 3)])
+    (note,) = store.folder.glob("part-*.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | harm if harm else harm))
+    store = open_store(tmp_path, SETTINGS)
+    assert store.damaged == (note.stem,)
+    assert not store.rows
+
+
 def test_same_work_same_bytes(tmp_path: Path):
     for cache in ("one", "two"):
         write_part(open_store(tmp_path / cache, SETTINGS), [entry("a", 2), entry("b", 3)])
