@@ -105,11 +105,11 @@ def measure(home: Path, name: str, flags: dict[str, str], config: Config) -> tup
 
     def extract() -> None:
         given = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
-        where = ("--root", home / "clips" / "all.csv", "--cache", home / f"cache-{next(fresh)}")
+        where = ("--root", home / "clips" / "all.csv", "--cache", home / f"cache-{name}-{next(fresh)}")
         _run("jaxser.extract", "--corpus", "csv", *where, *given, compiled=home / "compiled")
 
     def predict() -> None:
-        out = home / f"{next(fresh)}.csv"
+        out = home / f"{name}-{next(fresh)}.csv"
         _run("jaxser.predict", home / name, home / "clips", "--out", out, compiled=home / "compiled")
         assert out.read_text().count("\n") == config.clips + 1
 
