@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str, **options: Any) -> "Recogniser":
-    """A model that `jaxser.cv --save` wrote, to label signals: `jaxser.recogniser.load`, which has the options."""
-    from jaxser import recogniser
+    """A model that `jaxser.cv --save` wrote, to label signals: `jaxser.models.load`, which has the options."""
+    from jaxser import models
 
-    return recogniser.load(path, **options)
+    return models.load(path, **options)

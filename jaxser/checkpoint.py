@@ -21,8 +21,15 @@ FORMAT = "jaxser-1"
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError)
 """What Orbax raises for a checkpoint whose files are not as it wrote them."""
 
-# Orbax logs, with its traceback, what it then raises.
-logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
+
+def _said_twice(record: logging.LogRecord) -> bool:
+    # Orbax logs, with its traceback, what it then raises, and leaves tasks behind of which asyncio says the same.
+    text = record.getMessage()
+    return "_SignalingThread" in text or ("never retrieved" in text and "orbax" in text)
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(lambda record: not _said_twice(record))
 
 
 def tree_digest(tree: Mapping[str, Any]) -> str:

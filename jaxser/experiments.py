@@ -22,8 +22,8 @@ from jaxser import (
     folds,
     hosts,
     leaks,
+    models,
     protocol,
-    recogniser,
     report,
     results,
     shares,
@@ -32,6 +32,7 @@ from jaxser import (
     train,
 )
 from jaxser.corpora import Corpus
+from jaxser.devices import processor
 from jaxser.digests import write_json
 from jaxser.errors import CallError, WorkError
 from jaxser.extract import Features
@@ -114,7 +115,7 @@ def finished(experiment: Experiment) -> bool:
     if summary is None:
         return False
     states.forget(_states_of(experiment))  # left over where a group of experiments was cut short
-    return not experiment.config.save or recogniser.is_there(experiment.out / "model", experiment.config.final)
+    return not experiment.config.save or models.is_there(experiment.out / "model", experiment.config.final)
 
 
 def run(experiments: Sequence[Experiment], began: float) -> None:
@@ -208,7 +209,9 @@ def _keep(experiments: Sequence[Experiment]) -> states.Keep:
     # What is under way lies in the folder of the first; a state of another group of experiments is refused.
     first = experiments[0]
     of = {"signatures": [one.signature for one in experiments], "parallel": first.config.parallel}
-    of |= {"device": jax.devices()[0].device_kind, "versions": protocol.versions()}
+    device = jax.devices()[0]
+    kind = processor() if device.platform == "cpu" else device.device_kind
+    of |= {"device": kind, "versions": protocol.versions()}
     folder = _states_of(first) / f"{hosts.index()}-of-{hosts.count()}"
     return states.Keep(folder, "runs under way", first.config.state_seconds, of)
 
@@ -252,7 +255,7 @@ def _write(
     if one.config.save:
         card = card | known
         frames = [x.mask.shape[1] for x in inputs]
-        recogniser.save(one.out / "model", one.settings, one.features, frames, runs, trained, final, summary, card)
+        models.save(one.out / "model", one.settings, one.features, frames, runs, trained, final, summary, card)
     write_json(one.out / "summary.json", summary)  # last: a folder with a summary is a finished one
 
 

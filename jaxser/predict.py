@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from platformdirs import user_cache_path
 
-from jaxser import audio, devices, labels, recogniser, timelines
+from jaxser import audio, devices, labels, models, timelines
 from jaxser.command import demand_at_least, run_command
 from jaxser.errors import CallError, WorkError
 from jaxser.labels import Row
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     texts = texts_of(config, paths)
     devices.prepare(config.cache)
     places = {"weights": config.weights, "text_model": config.text_model, "cache": config.cache}
-    model = chosen(recogniser.load(config.model, final=config.final, **places), config)
+    model = chosen(models.load(config.model, final=config.final, **places), config)
     work = work_of(model, config, paths, texts)
     with labels.opened(config.out, config.format, model.classes, settings_of(model, config)) as (rows, write):
         labelled = [row.prediction is not None for row in rows]

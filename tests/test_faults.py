@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_table
 
-from jaxser import cv, recogniser, results
+from jaxser import cv, models, results
 from jaxser.command import run_command
 from jaxser.errors import WorkError
 
@@ -64,7 +64,7 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path: Path, size: int):
     assert not (tmp_path / "run" / "summary.json").exists()
     done = command("jaxser.cv", *flags, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert recogniser.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
+    assert models.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
 
 
 def test_a_disk_that_fills_up_while_the_model_is_written(tmp_path: Path):
@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_while_the_model_is_written(tmp_path: Path):
     one_line(done, "jaxser.cv", "could not be written")
     assert not (tmp_path / "run" / "summary.json").exists()
     assert command("jaxser.cv", *flags, folder=tmp_path).returncode == 0
-    assert recogniser.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
+    assert models.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no modes of folders here")
@@ -109,14 +109,14 @@ def test_two_on_one_store_and_run_folder(tmp_path: Path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
 
     def start(cache: Path, out: Path) -> subprocess.Popen:
-        flags = ("--corpus", "csv", "--root", table, *QUICK, "--seeds", 20, "--cache", cache, "--out", out)
+        flags = ("--corpus", "csv", "--root", table, *QUICK, "--seeds", 8, "--cache", cache, "--out", out)
         line = [sys.executable, "-m", "jaxser.cv", *map(str, flags)]
         return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     first = start(alone / "cache", alone / "run")
     assert first.communicate(timeout=240)[1] is not None
     assert first.returncode == 0
-    several = [start(shared / "cache", shared / "run") for _ in range(3)]
+    several = [start(shared / "cache", shared / "run") for _ in range(2)]
     said = [process.communicate(timeout=240)[1] for process in several]
     codes = [process.returncode for process in several]
     assert 0 in codes

@@ -67,6 +67,7 @@ FLOORS = [
         "published",
         "curves",
         "recogniser",
+        "models",
         "labels",
         "timelines",
         "summaries",

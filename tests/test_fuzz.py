@@ -31,6 +31,7 @@ from jaxser import (
     extract_lld,
     glove,
     labels,
+    models,
     predict,
     recogniser,
     report,
@@ -259,7 +260,7 @@ def of_models(home: Path) -> list[tuple[Path, Reader]]:
     model = [p for p in sorted((run / "model").rglob("*")) if p.is_file() and p.suffix != ".md"]
     weights = [p for p in sorted((home / "weights").rglob("*")) if p.is_file()]
     signal = np.sin(np.arange(8_000) / 10)
-    return [(p, lambda path: recogniser.load(run / "model", cache=home / "cache").predict(signal, 16_000)) for p in model] + [
+    return [(p, lambda path: models.load(run / "model", cache=home / "cache").predict(signal, 16_000)) for p in model] + [
         (p, lambda path: wav2vec.load(home / "weights")) for p in weights
     ]
 

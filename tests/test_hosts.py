@@ -17,7 +17,7 @@ from conftest import write_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import cv, extract, extract_lld, hosts, paper, recogniser
+from jaxser import cv, extract, extract_lld, hosts, models, paper
 from jaxser.devices import dealt, in_blocks
 from jaxser.errors import CallError
 from jaxser.report import table as printed_table
@@ -249,11 +249,9 @@ def test_two_hosts_go_on_and_keep_a_model(home: Path, tmp_path: Path):
     assert "going on after" in again[0].stderr
     for name in TABLES:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "longer" / name).read_bytes()
-    models = [
-        recogniser.load(tmp_path / name, cache=home / "cache", final=final)
-        for name in ("two", "longer")
-        for final in (False, True)
+    kept = [
+        models.load(tmp_path / name, cache=home / "cache", final=final) for name in ("two", "longer") for final in (False, True)
     ]
-    for mine, theirs in zip(models[:2], models[2:], strict=True):
+    for mine, theirs in zip(kept[:2], kept[2:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, mine.members.params, theirs.members.params)
     assert not (tmp_path / "two" / "training").exists()

@@ -12,7 +12,7 @@ import soundfile
 from conftest import LITTLE, write_table
 
 import jaxser
-from jaxser import audio, cv, recogniser, wav2vec
+from jaxser import audio, cv, models, recogniser, wav2vec
 from jaxser.errors import CallError, WorkError
 from jaxser.results import read_csv
 
@@ -51,7 +51,7 @@ def predictions(home: Path, name: str, fold: int, seed: int) -> dict[str, dict[s
 
 
 def load(home: Path, name: str, **options) -> recogniser.Recogniser:
-    return recogniser.load(home / name, cache=home / "cache", **options)
+    return models.load(home / name, cache=home / "cache", **options)
 
 
 @pytest.mark.parametrize(("name", "fold", "seed"), [("mlp", 1, 1), ("mean", 0, 0), ("attention", 2, 1), ("aligned", 0, 1)])
