@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxser.command import differences
-from jaxser.digests import write_json
-from jaxser.errors import CallError
+from jaxser.digests import json_of, write_json
+from jaxser.errors import CallError, WorkError
 from jaxser.recogniser import Prediction
-from jaxser.results import write_bytes
+from jaxser.results import locked
 
 Format = Literal["table", "csv", "jsonl"]
 
@@ -103,57 +103,78 @@ SHOWN = {"table": as_text, "csv": as_csv, "jsonl": as_json}
 Write = Callable[[Row], None]
 
 
+Span = tuple[str, float, float | None]
+"""Path, start and end in seconds; no end where nobody knows."""
+
+
 @contextmanager
 def opened(
-    out: Path | None, form: Format, classes: Sequence[str], settings: Mapping[str, Any]
+    out: Path | None, form: Format, classes: Sequence[str], settings: Mapping[str, Any], spans: Sequence[Span]
 ) -> Iterator[tuple[list[Row], Write]]:
     """The rows that are there already, and a function that adds one, to be seen at once.
 
     They go to standard output, or to a file that goes on where an interruption left it. Beside OUT lies OUT.json with what its
-    labels were made with; a file that was made otherwise, or that is none of ours, is refused with a CallError.
+    labels were made with. `spans`: what all rows are to be of. Raises CallError for a file that was made otherwise, of other
+    recordings, or that is none of ours, WorkError for one that another process writes.
     """
-
-    def adding_to(file: io.TextIOBase) -> Write:
-        def write(row: Row) -> None:
-            file.write(SHOWN[form](row, classes))
-            file.flush()
-
-        return write
-
     if out is None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
         sys.stdout.write(header(form, classes))
-        yield [], adding_to(sys.stdout)
+
+        def show(row: Row) -> None:
+            sys.stdout.write(SHOWN[form](row, classes))
+            sys.stdout.flush()
+
+        yield [], show
         return
-    rows = _rows_there(out, form, classes, settings)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out.with_name(out.name + ".json"), dict(settings))
-    whole = header(form, classes) + "".join(SHOWN[form](row, classes) for row in rows)
-    write_bytes(out, whole.encode("utf-8", errors="surrogateescape"))  # without a row that was cut in two
-    with out.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield rows, adding_to(file)
+    with out.open("a+b") as file:
+        if not locked(file):
+            raise WorkError(f"{out} is being written by another process: wait for it, or give another --out")
+        file.seek(0)
+        content = file.read()
+        rows = _rows_there(out, content, form, classes, settings) if content else []
+        whole = _encoded(header(form, classes) + "".join(SHOWN[form](row, classes) for row in rows))
+        if not (content.startswith(whole) or whole.startswith(content)):
+            raise CallError(f"{out} is damaged: delete it and begin anew")
+        for row, (path, start, _) in zip(rows, spans, strict=False):
+            if row.path != path or abs(row.start - start) > 0.001:
+                raise CallError(f"{out} is of other recordings, {row.path} where there is {path} now: give another --out")
+        if len(rows) > len(spans):
+            raise CallError(f"{out} is of more recordings than there are now: give another --out")
+        write_json(out.with_name(out.name + ".json"), dict(settings))
+        file.truncate(min(len(whole), len(content)))  # without a row that was cut in two
+        file.write(whole[len(content) :])
+
+        def write(row: Row) -> None:
+            file.write(_encoded(SHOWN[form](row, classes)))
+            file.flush()
+
+        yield rows, write
 
 
-def _rows_there(out: Path, form: Format, classes: Sequence[str], settings: Mapping[str, Any]) -> list[Row]:
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+def _rows_there(out: Path, content: bytes, form: Format, classes: Sequence[str], settings: Mapping[str, Any]) -> list[Row]:
     # The whole rows of a file that was begun before.
-    if not out.exists():
-        return []
     try:
-        known = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
-        if not isinstance(known, dict):
-            raise ValueError
-    except (OSError, ValueError):
-        raise CallError(f"{out} exists and nothing says how it was made: give another --out, or delete it") from None
+        known = json_of(out.with_name(out.name + ".json"))
+    except OSError:
+        known = None
+    if known is None:
+        raise CallError(f"{out} exists and nothing says how it was made: give another --out, or delete it")
     if differing := differences(known, settings):
         raise CallError(f"{out} was made otherwise ({differing}): give another --out, or delete it")
-    text = out.read_bytes().decode("utf-8", errors="surrogateescape")
+    text = content.decode("utf-8", errors="surrogateescape")
     whole = text[: text.rfind("\n") + 1]
     try:
         return (
             _rows_of_csv(whole, classes) if form == "csv" else [_row_of_json(line, classes) for line in whole.split("\n")[:-1]]
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise CallError(f"{out} is damaged: delete it and begin anew") from None
 
 

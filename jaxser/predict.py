@@ -13,8 +13,9 @@ from platformdirs import user_cache_path
 
 from jaxser import audio, devices, labels, models, timelines
 from jaxser.command import demand_at_least, run_command
+from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
-from jaxser.labels import Row
+from jaxser.labels import Row, Span
 from jaxser.recogniser import Item, Prediction, Recogniser
 
 SHORTEST = 0.2
@@ -65,7 +66,8 @@ def main(config: Config) -> None:
     places = {"weights": config.weights, "text_model": config.text_model, "cache": config.cache}
     model = chosen(models.load(config.model, final=config.final, **places), config)
     work = work_of(model, config, paths, texts)
-    with labels.opened(config.out, config.format, model.classes, settings_of(model, config)) as (rows, write):
+    settings = settings_of(model, config, texts)
+    with labels.opened(config.out, config.format, model.classes, settings, work.spans) as (rows, write):
         labelled = [row.prediction is not None for row in rows]
         for row in rows_of(model, work, config.jobs, len(rows)):
             write(row)
@@ -155,9 +157,10 @@ def chosen(model: Recogniser, config: Config) -> Recogniser:
     return dataclasses.replace(model, temperature=1.0) if config.uncalibrated else model
 
 
-def settings_of(model: Recogniser, config: Config) -> dict[str, Any]:
+def settings_of(model: Recogniser, config: Config, texts: Sequence[str | None]) -> dict[str, Any]:
     """What fixes a label besides its recording."""
     flags = {name: getattr(config, name) for name in ("segments", "uncalibrated", "fold", "seed", "final")}
+    flags["texts"] = text_digest("\n".join(map(str, texts))) if config.text else None
     return {"model": model.about["digest"], "signature": model.about["summary"]["signature"], **flags}
 
 
@@ -166,8 +169,7 @@ class Work:
     """What is to be labelled, in order."""
 
     items: Sequence[Item]
-    spans: Sequence[tuple[str, float, float | None]]
-    """Path, start and end in seconds of each; no end where nobody knows."""
+    spans: Sequence[Span]
     longer: int = 0
     """Recordings of which a part is heard, and the rest is not."""
 
@@ -182,7 +184,7 @@ def work_of(model: Recogniser, config: Config, paths: Sequence[Path], texts: Seq
         return Work([Item(text, text=text) for text in texts], [(text, 0.0, None) for text in texts])
     heard, crop = (model.about["config"][name] for name in ("max_seconds", "crop"))
     items: list[Item] = []
-    spans: list[tuple[str, float, float | None]] = []
+    spans: list[Span] = []
     longer, window = 0, round(config.segments * audio.SAMPLE_RATE)
     for path, text in zip(paths, texts, strict=True):
         whole = audio.samples_promised(path) if path.is_file() else 0

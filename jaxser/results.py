@@ -51,7 +51,7 @@ def claimed(out: Path) -> Iterator[None]:
     path = out / ".lock"
     while True:
         with path.open("a+", encoding="utf-8") as file:
-            if not _locked(file):
+            if not locked(file):
                 file.seek(0)
                 whose = file.read().strip() or "another process"
                 raise WorkError(f"{out} is being written by {whose}: wait for it, or give another --out")
@@ -69,7 +69,8 @@ def claimed(out: Path) -> Iterator[None]:
             return
 
 
-def _locked(file: io.TextIOBase) -> bool:
+def locked(file: io.IOBase) -> bool:
+    """Lock an open file until it is closed, or the process ends; False where another process has it locked."""
     try:
         import fcntl
 

@@ -269,13 +269,14 @@ def of_labels(home: Path) -> list[tuple[Path, Reader]]:
     classes, found = ("high", "low"), []
     for form in ("csv", "jsonl"):
         path = home / f"labels.{form}"
-        with labels.opened(path, form, classes, {"model": "a"}) as (_, write):
+        spans = [*((f"a,{i}\n.wav", 0.0, 1.5) for i in range(5)), ("b.wav", 0.0, None)]
+        with labels.opened(path, form, classes, {"model": "a"}, spans) as (_, write):
             for i in range(5):
                 write(labels.Row(f"a,{i}\n.wav", 0.0, 1.5, recogniser.Prediction("low", {"high": 0.25, "low": 0.75}, 0.5)))
             write(labels.Row("b.wav", 0.0, None, None, "silent"))
 
-        def read(changed: Path, path: Path = path, form: str = form) -> None:
-            with labels.opened(path, form, classes, {"model": "a"}):
+        def read(changed: Path, path: Path = path, form: str = form, spans: list = spans) -> None:
+            with labels.opened(path, form, classes, {"model": "a"}, spans):
                 pass
 
         found += [(path, read), (path.with_name(path.name + ".json"), read)]

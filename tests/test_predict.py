@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from conftest import write_table, write_tone
 
-from jaxser import cv, predict, recogniser
+from jaxser import cv, predict, recogniser, results
 from jaxser.errors import CallError, WorkError
 
 
@@ -157,6 +157,30 @@ def test_a_folder_goes_on_where_it_was_interrupted(home: Path, tmp_path: Path, m
         with pytest.raises(CallError, match="nothing says how it was made"):
             predict.main(cut)
     assert len(files) == 24
+
+
+def test_labels_of_other_recordings_are_not_gone_on_with(home: Path, tmp_path: Path):
+    for name in "bc":
+        write_tone(tmp_path / "in" / f"{name}.wav", 0.4)
+    config = config_of(home, tmp_path / "in", out=tmp_path / "labels.csv")
+    predict.main(config)
+    before = (tmp_path / "labels.csv").read_bytes()
+    write_tone(tmp_path / "in" / "a.wav", 0.4)
+    with pytest.raises(CallError, match=r"is of other recordings, .*b\.wav where there is .*a\.wav now"):
+        predict.main(config)
+    (tmp_path / "in" / "a.wav").unlink()
+    (tmp_path / "in" / "c.wav").unlink()
+    with pytest.raises(CallError, match="is of more recordings than there are now"):
+        predict.main(config)
+    assert (tmp_path / "labels.csv").read_bytes() == before
+    write_tone(tmp_path / "in" / "c.wav", 0.4)
+    write_tone(tmp_path / "in" / "d.wav", 0.4)
+    predict.main(config)
+    assert (tmp_path / "labels.csv").read_bytes().startswith(before)
+    with (tmp_path / "labels.csv").open("ab") as file:
+        assert results.locked(file)
+        with pytest.raises(WorkError, match="is being written by another process"):
+            predict.main(config)
 
 
 def test_paths_from_standard_input(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
