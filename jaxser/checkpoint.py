@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,10 +62,21 @@ def save(
     if not jax.process_index():
         for cut_short in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
             cut_short.rmtree()
+    with written(folder):
+        demand_room(folder.parent, params)
     options = of_this_host("write") if one_host else ocp.options.MultiprocessingOptions()
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
     with written(folder), ocp.Checkpointer(handler, multiprocessing_options=options) as writer:
         writer.save(folder, args=contents(kind, params, about))
+
+
+def demand_room(folder: epath.Path, params: Mapping[str, Any]) -> None:
+    """Raise OSError where a local folder has no room for these arrays: Orbax finds out in threads, of which each complains."""
+    if "://" in str(folder) or not hasattr(os, "posix_fallocate"):
+        return
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(dict(params)))
+    with tempfile.TemporaryFile(dir=folder) as trial:  # it has no name, and goes whatever happens
+        os.posix_fallocate(trial.fileno(), 0, size + 65_536)
 
 
 @contextmanager
@@ -73,7 +85,8 @@ def written(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).rpartition(": ")[2].partition(" [os_error_code")[0]  # tensorstore says everything twice before
+        # tensorstore says everything twice before.
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" [os_error_code")[0]
         raise WorkError(f"{path} could not be written: {reason or type(error).__name__}") from None
 
 

@@ -116,10 +116,15 @@ def command_line(module: str, config: Any, left_out: Sequence[str]) -> str:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Which settings are not the same, each with both values; empty where all are."""
-    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    values = ((name, shortened(repr(there.get(name))), shortened(repr(here.get(name)))) for name in names[:10])
-    return "; ".join(f"{shortened(name)}: there {one}, here {two}" for name, one, two in values)
+    """Which settings are not the same, each with both values, also inside of groups of settings; empty where all are."""
+    found = []
+    for name in {**here, **there}:
+        one, two = there.get(name), here.get(name)
+        if one != two and isinstance(one, Mapping) and isinstance(two, Mapping):
+            found.append(differences(one, two))
+        elif one != two:
+            found.append(f"{shortened(name)}: there {shortened(repr(one))}, here {shortened(repr(two))}")
+    return "; ".join(found[:10])
 
 
 def shortened(text: str, most: int = 120) -> str:

@@ -68,9 +68,11 @@ def saving(keep: Keep | None) -> Iterator[Save]:
             if time.monotonic() - last < keep.seconds and not done:
                 return
             wait()
-            what = checkpoint.contents(keep.kind, arrays(), {**about, "settings": keep.settings})
+            leaves = arrays()
+            what = checkpoint.contents(keep.kind, leaves, {**about, "settings": keep.settings})
             with checkpoint.written(keep.folder):
                 keep.folder.mkdir(parents=True, exist_ok=True)
+                checkpoint.demand_room(keep.folder, leaves)
                 writer.save(keep.folder / f"{number:08}", args=what)
             last = time.monotonic()
 

@@ -312,8 +312,11 @@ def test_the_command(tmp_path: Path):
     done = call(str(tmp_path / "given.pt"), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    again = call(str(tmp_path / "given.pt"), str(tmp_path / "out"))  # as after a kill that came too late
+    assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
+    torch.save(ARGS | {"model": TENSORS | {name: TENSORS[name] + 1 for name in list(TENSORS)[:1]}}, tmp_path / "other.pt")
     for arguments, code, message in (
-        ([str(tmp_path / "given.pt"), str(tmp_path / "out")], 2, f"{tmp_path / 'out'} exists already"),
+        ([str(tmp_path / "other.pt"), str(tmp_path / "out")], 2, f"{tmp_path / 'out'} exists already"),
         ([str(tmp_path / "nowhere.pt"), str(tmp_path / "two")], 2, "nowhere.pt: no such file"),
     ):
         done = call(*arguments)
