@@ -16,8 +16,8 @@ from typing import Any
 import tyro
 
 from jaxser.devices import processor
-from jaxser.digests import write_json
 from jaxser.errors import CallError
+from jaxser.files import write_json
 
 LIBRARIES = ("jax", "jaxlib", "flax", "torch", "fairseq", "numpy", "soundfile")
 OTHER_LOAD = 0.05

@@ -31,7 +31,7 @@ from jaxser.corpora import Corpus
 from jaxser.ensemble import Trained
 from jaxser.errors import CallError
 from jaxser.extract import Features
-from jaxser.results import write_csv
+from jaxser.files import write_bytes, write_csv
 from jaxser.standards import standardised
 from jaxser.store import Frames
 from jaxser.train import Run
@@ -173,9 +173,7 @@ def write(out: Path, alignments: Sequence[Alignment]) -> None:
         for number, (word, weights) in enumerate(zip(one.words, one.weights.tolist(), strict=True), 1):
             lines += [[one.id, number, word, *span, f"{w:.8f}"] for span, w in zip(spans, weights, strict=True)]
     write_csv(out / "alignment.csv", ["id", "word_number", "word", "start", "end", "weight"], lines)
-    part = out / ".alignment.png"
-    part.write_bytes(drawn)
-    part.replace(out / "alignment.png")
+    write_bytes(out / "alignment.png", drawn)
 
 
 def picture(alignments: Sequence[Alignment]) -> bytes:

@@ -5,13 +5,13 @@ nanosecond) and its inode are; touching or copying a file only costs hashing it 
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jaxser.errors import CallError
+from jaxser.files import json_of, write_json
 
 
 def file_digest(path: Path) -> str:
@@ -25,23 +25,6 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files need not be UTF-8
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file whole or not at all: under another name first, then renamed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    # Names of files need not be UTF-8.
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
-    part.replace(path)
-
-
-def json_of(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote there; None where there is nothing, or something damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def recalled(memory: Path, name: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `look` finds of the thing of that name, remembered in one JSON file. Where it raises CallError because the thing is
     gone, what it found before: once features are stored, the weights that made them are no longer needed."""
@@ -53,8 +36,7 @@ def recalled(memory: Path, name: str, look: Callable[[], dict[str, Any]]) -> dic
             raise
         return known[name]
     if known.get(name) != found:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known | {name: found})
+        _remember(memory, known | {name: found})
     return found
 
 
@@ -82,9 +64,15 @@ def digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
                 continue
         found[path] = entry[1]
     if news:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known | news)
+        _remember(memory, known | news)
     return found
+
+
+def _remember(memory: Path, known: dict[str, Any]) -> None:
+    # Where it cannot be written, in a cache that belongs to somebody else, files are read once more the next time.
+    with suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
 
 
 def _is_entry(entry: Any) -> bool:

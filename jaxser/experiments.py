@@ -33,9 +33,9 @@ from jaxser import (
 )
 from jaxser.corpora import Corpus
 from jaxser.devices import processor
-from jaxser.digests import write_json
 from jaxser.errors import CallError, WorkError
 from jaxser.extract import Features
+from jaxser.files import write_json
 from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation
 from jaxser.store import Frames

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxser.command import differences
-from jaxser.digests import json_of, write_json
 from jaxser.errors import CallError, WorkError
+from jaxser.files import json_of, locked, named, write_json
 from jaxser.recogniser import Prediction
-from jaxser.results import locked
 
 Format = Literal["table", "csv", "jsonl"]
 
@@ -129,7 +128,7 @@ def opened(
         yield [], show
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a+b") as file:
+    with named(out), out.open("a+b") as file:
         if not locked(file):
             raise WorkError(f"{out} is being written by another process: wait for it, or give another --out")
         file.seek(0)

@@ -20,6 +20,7 @@ from jaxser import cards, checkpoint, extract, wav2vec
 from jaxser.command import differences
 from jaxser.ensemble import Trained
 from jaxser.errors import CallError, WorkError
+from jaxser.files import write_bytes
 from jaxser.heads import HEADS
 from jaxser.kinds import misfit
 from jaxser.recogniser import Members, Recogniser
@@ -79,7 +80,7 @@ def save(
     if path.exists():
         shutil.rmtree(path)
     checkpoint.save(path, KIND, params, about, one_host=True)
-    (path / cards.FILE).write_text(cards.recogniser(about), encoding="utf-8", errors="backslashreplace")
+    write_bytes(path / cards.FILE, cards.recogniser(about).encode(errors="backslashreplace"))
 
 
 def _members(trained: Trained) -> dict[str, Any]:

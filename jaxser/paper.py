@@ -9,10 +9,10 @@ from typing import Any, Literal
 from jaxser import citations, cv, devices, extract, hosts, metrics, page, published, report, results, tables
 from jaxser.cells import cell_config
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
-from jaxser.digests import write_json
 from jaxser.errors import CallError, WorkError
+from jaxser.files import write_bytes, write_csv, write_json
 from jaxser.report import percent
-from jaxser.results import Finished, write_csv
+from jaxser.results import Finished
 
 CONTROLS = {"nano": "random-nano:0"}
 """The untrained network that stands beside pretrained weights where --control says nothing."""
@@ -88,10 +88,10 @@ def make(config: Config) -> None:
     signatures = [f"signature of {name}: {run.summary['signature']}" for name, run in runs.items()]
     text = "\n".join([*made.text, "", *signatures, str(out / "report.html")]) + "\n"
     write_csv(out / "cells.csv", CELL_COLUMNS, [_row(name, run) for name, run in runs.items()])
-    results.write_bytes(out / "table.txt", text.encode(errors="backslashreplace"))
+    write_bytes(out / "table.txt", text.encode(errors="backslashreplace"))
     if made.picture:
-        results.write_bytes(out / "figure.png", made.picture)
-    results.write_bytes(out / "report.html", _page(made, runs, command).encode(errors="backslashreplace"))
+        write_bytes(out / "figure.png", made.picture)
+    write_bytes(out / "report.html", _page(made, runs, command).encode(errors="backslashreplace"))
     cells = {name: {"folder": str(run.folder), **_scores(run)} for name, run in runs.items()}
     write_json(out / "summary.json", {"cells": cells, "missing": missing, "command": command})  # last, as in every folder
     print(text, end="")

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxser import citations, metrics, page, protocol
 from jaxser.errors import CallError
-from jaxser.results import read_csv, read_json, read_reports, write_bytes
+from jaxser.files import read_csv, write_bytes
+from jaxser.results import read_json, read_reports
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,7 +1,6 @@
 """A run folder as files: begun, written whole, read again."""
 
 import csv
-import io
 import os
 import platform
 from collections import defaultdict
@@ -17,9 +16,9 @@ from jaxser import metrics
 from jaxser.calibration import softmax
 from jaxser.command import differences
 from jaxser.corpora import Corpus
-from jaxser.digests import json_of, write_json
 from jaxser.ensemble import CHUNK, Trained
 from jaxser.errors import CallError, WorkError
+from jaxser.files import json_of, locked, read_csv, write_csv, write_json
 from jaxser.kinds import misfit
 from jaxser.train import Run
 
@@ -67,19 +66,6 @@ def claimed(out: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def locked(file: io.IOBase) -> bool:
-    """Lock an open file until it is closed, or the process ends; False where another process has it locked."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass  # Windows, or a network disk without locks
-    return True
 
 
 def begin(out: Path, mine: dict[str, Any]) -> None:
@@ -138,29 +124,6 @@ def write_results(
         if random_weights:
             header, lines = [*header, "weights"], [[*line, "RANDOM"] for line in lines]
         write_csv(out / name, header, lines)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
-
-
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Write a CSV whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    # A carriage return alone ends a line when it is read again, and would stand unquoted.
-    quoting = csv.QUOTE_ALL if any("\r" in str(cell) for row in rows for cell in row) else csv.QUOTE_MINIMAL
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n", quoting=quoting).writerows([header, *rows])
-    part.replace(path)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of a run folder, as text by column name."""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ last and under its final name only when whole, so a part is there or it is not, 
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from jaxser.digests import json_of, text_digest, write_json
+from jaxser.digests import text_digest
 from jaxser.errors import WorkError
+from jaxser.files import begun, json_of, write_json
 
 
 class Frames(NamedTuple):
@@ -130,14 +130,13 @@ def write_part(store: Store, entries: Sequence[Entry]) -> None:
         of_text = [list(entry.words), entry.cut] if entry.words else []
         rows[entry.content] = [place, len(entry.frames), entry.audio, round(entry.seconds, 6), *of_text]
         place += len(entry.frames)
-    part = store.folder / f".{name}.{os.getpid()}.npy"
-    with part.open("wb") as file:
+    part = store.folder / f"{name}.npy"
+    with begun(part) as file:
         shape = {"descr": "<f4", "fortran_order": False, "shape": (place, store.width)}
         np.lib.format.write_array_header_1_0(file, shape)
         for entry in good:  # one by one: a part is never in memory twice
             file.write(np.ascontiguousarray(entry.frames, "<f4").data)
     checksum = _checksum(part)
-    part.replace(store.folder / f"{name}.npy")
     failed = {e.content: e.reason for e in entries if e.frames is None}
     write_json(store.folder / f"{name}.json", {"crc32": checksum, "rows": rows, "failed": failed})
 

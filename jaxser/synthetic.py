@@ -8,6 +8,7 @@ tell what the voice leaves open, but not always: some utterances say nothing of 
 complaints. No number from this corpus says anything about people.
 """
 
+import io
 import itertools
 import os
 import re
@@ -22,6 +23,7 @@ from jaxtyping import Float64
 from scipy import signal as dsp
 
 from jaxser.audio import SAMPLE_RATE
+from jaxser.files import write_bytes
 
 VERSION = 2
 """Any change of a sample or a word below is another corpus: raise this."""
@@ -145,7 +147,9 @@ def _write_session(folder: Path, session: int) -> None:
             sound = voices[sex].say(random, text, label)
             path = folder / "sentences" / "wav" / dialog / f"{turn}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, sound, SAMPLE_RATE, subtype="PCM_16")
+            memory = io.BytesIO()  # libsndfile would not say that a disk is full
+            soundfile.write(memory, sound, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+            write_bytes(path, memory.getvalue())
             end = clock + len(sound) / SAMPLE_RATE
             evaluation.append(
                 f"[{clock:.4f} - {end:.4f}]\t{turn}\t{label}\t[2.5000, 2.5000, 2.5000]\n"
@@ -157,7 +161,7 @@ def _write_session(folder: Path, session: int) -> None:
         for kind, lines in (("EmoEvaluation", evaluation), ("transcriptions", transcript)):
             path = folder / "dialog" / kind / f"{dialog}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(lines) if kind == "EmoEvaluation" else "".join(lines), encoding="utf-8")
+            write_bytes(path, ("\n".join(lines) if kind == "EmoEvaluation" else "".join(lines)).encode())
 
 
 def _sentence(random: np.random.Generator, label: str) -> str:

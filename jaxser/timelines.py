@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 
 from jaxser.digests import text_digest
+from jaxser.files import write_bytes
 from jaxser.labels import Row
-from jaxser.results import write_bytes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -52,6 +54,18 @@ def ravdess() -> Path:
 @pytest.fixture(scope="session")
 def emodb() -> Path:
     return _real("emodb")
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes, which is what a full disk looks like to who writes."""
+    resource = pytest.importorskip("resource", reason="no limits of file sizes here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores the signal, so that writing raises
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write_tone(path: Path, seconds: float = 0.5, hertz: float = 220, seed: int = 0, rate: int = 16_000) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import full_disk
 
 from jaxser import alignments
 from jaxser.alignments import Alignment
@@ -90,21 +91,14 @@ def test_table_holds_every_weight(tmp_path: Path):
         np.testing.assert_allclose(ends, whole.ends, atol=0.0005001)
 
 
-def test_folder_has_both_whole_or_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_folder_has_both_whole_or_neither(tmp_path: Path):
     alignments.write(tmp_path, [an_alignment()])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alignment.csv", "alignment.png"]
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[:100])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
+    with full_disk(100), pytest.raises(OSError, match=r"alignment\.csv"):
         alignments.write(tmp_path, [an_alignment()])
-    monkeypatch.undo()
-    assert (tmp_path / "alignment.png").read_bytes() == before[tmp_path / "alignment.png"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     broken = dataclasses.replace(an_alignment(), words=("one",))
     with pytest.raises(TypeError, match="Dimensions"):

@@ -12,8 +12,7 @@ import pytest
 from conftest import write_table
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from jaxser import compare, cv, metrics, results
-from jaxser.digests import write_json
+from jaxser import compare, cv, files, metrics, results
 from jaxser.errors import CallError
 
 
@@ -36,7 +35,7 @@ def runs(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
 def edit(run: Path, change, scored: bool = True) -> None:
     """Rewrite predictions.csv, each row changed by `change`, and with `scored` the UA that goes with it; a row for which that
     gives None is dropped."""
-    rows = [changed for row in results.read_csv(run / "predictions.csv") if (changed := change(dict(row)))]
+    rows = [changed for row in files.read_csv(run / "predictions.csv") if (changed := change(dict(row)))]
     with (run / "predictions.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -54,7 +53,7 @@ def edit(run: Path, change, scored: bool = True) -> None:
 def amend(run: Path, name: str, **change) -> None:
     """Change some values of a JSON file; None takes the key away."""
     found = json.loads((run / name).read_text()) | change
-    write_json(run / name, {key: value for key, value in found.items() if value is not None})
+    files.write_json(run / name, {key: value for key, value in found.items() if value is not None})
 
 
 def copy(run: Path, name: str) -> Path:
@@ -122,7 +121,7 @@ def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Pa
 def test_one_seed_says_what_the_interval_leaves_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     for run in runs:
         edit(run, lambda row: row if row["seed"] == "0" else None)
-        write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"seeds": 1, "ua_std": None})
+        files.write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"seeds": 1, "ua_std": None})
     compare.main(compare.Config(*runs))
     assert "deviation of UA over seeds unknown and unknown" in capsys.readouterr().out
 
@@ -192,7 +191,7 @@ def test_what_cannot_be_compared(runs: tuple[Path, Path], file: str, change: dic
         whole = not {"predicted", "seed"} & set(change)
         edit(runs[1], lambda row: row | change if row["id"] == "audio/s0-high-0" else row, scored=whole)
     else:
-        write_json(runs[1] / file, json.loads((runs[1] / file).read_text()) | change)
+        files.write_json(runs[1] / file, json.loads((runs[1] / file).read_text()) | change)
     with pytest.raises(CallError, match=message.replace("(", r"\(")):
         compare.main(compare.Config(*runs))
 

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from jaxser import cv, experiments, extractor, hosts
 from jaxser.command import command_line
 from jaxser.errors import CallError, WorkError
-from jaxser.results import read_csv
+from jaxser.files import read_csv
 
 FILES = {"config.json", "scores.csv", "predictions.csv", "confusion.csv", "losses.csv", "summary.json", "protocol.json",
          "confusion.png", "report.html"}  # fmt: skip

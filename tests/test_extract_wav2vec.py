@@ -18,8 +18,8 @@ from jaxser import audio, corpora, cv, extract, wav2vec
 from jaxser.architecture import NANO
 from jaxser.errors import CallError, WorkError
 from jaxser.extract_wav2vec import REFERENCE, padded_length, plan_parts
+from jaxser.files import read_csv
 from jaxser.report import table as printed_table
-from jaxser.results import read_csv
 from jaxser.store import load_frames, open_store
 
 

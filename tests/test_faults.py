@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_table
+from conftest import LITTLE, write_table
 
-from jaxser import cv, models, results
+from jaxser import cv, files, models, results, wav2vec
 from jaxser.command import run_command
 from jaxser.errors import WorkError
 
@@ -78,10 +78,10 @@ def test_a_disk_that_fills_up_while_the_model_is_written(tmp_path: Path):
         "lld",
         "--updates",
         50,
-        "--cache",
-        tmp_path / "cache",
         "--seeds",
         3,
+        "--cache",
+        tmp_path / "cache",
     )
     assert command("jaxser.cv", *flags, "--out", tmp_path / "plain", folder=tmp_path).returncode == 0
     largest = max(path.stat().st_size for path in (tmp_path / "plain").iterdir())
@@ -91,6 +91,79 @@ def test_a_disk_that_fills_up_while_the_model_is_written(tmp_path: Path):
     assert not (tmp_path / "run" / "summary.json").exists()
     assert command("jaxser.cv", *flags, folder=tmp_path).returncode == 0
     assert models.load(tmp_path / "run", cache=tmp_path / "cache").member(0, 0)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[object]]]:
+    """The other commands, which write below `out` and `cache` of the folder they are started in."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
+    from test_convert import ARGS, TENSORS
+
+    home = tmp_path_factory.mktemp("given")
+    corpus = ["--corpus", "csv", "--root", write_table(home / "corpus")]
+    wav2vec.save(home / "weights", LITTLE, wav2vec.random_params(LITTLE, 0), {})
+    torch.save({**ARGS, "model": TENSORS}, home / "given.pt")
+    config = cv.Config(
+        corpus="csv", root=corpus[-1], weights=str(home / "weights"), head="mean", updates=20, cache=home / "cache", save=True
+    )
+    cv.main(dataclasses.replace(config, out=home / "model"))
+    figure = [*corpus, "--figure", "2", "--head", "mean", "--weights", home / "weights", "--control", "none"]
+    training = ["--updates", 12, "--warm-up", 2, "--batch-seconds", 4, "--crop-seconds", 1, "--save-every", 4]
+    return {
+        "synthetic": ("jaxser.extract", ["--features", "lld", "--cache", "cache"]),  # the corpus itself is made there
+        "extract": ("jaxser.extract", [*corpus, "--features", "lld", "--cache", "cache"]),
+        "paper": ("jaxser.paper", [*figure, "--seeds", 1, "--updates", 20, "--cache", "cache", "--out", "out/paper"]),
+        "predict": ("jaxser.predict", [home / "model", home / "corpus", "--cache", "cache", "--out", "out/labels.csv"]),
+        "pictures": ("jaxser.predict", [home / "model", home / "corpus", "--cache", "cache", "--segments", 0.4,
+                                        "--pictures", "out/pictures"]),
+        "pretrain": ("jaxser.pretrain", ["--audio", home / "corpus", "--out", "out/weights", *training]),
+        "convert": ("convert.wav2vec", [home / "given.pt", "out/weights"]),
+    }  # fmt: skip
+
+
+NAMED = {
+    "synthetic": "cache/",
+    "extract": "cache/",
+    "predict": "out/labels.csv",
+    "pictures": "out/pictures/",
+    "convert": "out/weights",
+}
+"""What cannot be written first where no file may be longer than a hundred bytes."""
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_other_commands_on_a_full_disk(others: dict[str, tuple[str, list[object]]], name: str, tmp_path: Path):
+    module, flags = others[name]
+    (tmp_path / "out").mkdir()
+    done = command(module, *flags, folder=tmp_path, under=(FULL_DISK, 100))
+    one_line(done, module, NAMED[name], "File too large")
+    if name != "synthetic":  # which takes longer
+        again = command(module, *flags, folder=tmp_path)
+        assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no modes of folders here")
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("extract", "cache"), ("paper", "out"), ("predict", "out"), ("pictures", "out"), ("pretrain", "out"), ("convert", "out")],
+)
+def test_other_commands_name_a_read_only_folder(
+    others: dict[str, tuple[str, list[object]]], name: str, what: str, tmp_path: Path
+):
+    module, flags = others[name]
+    (tmp_path / what).mkdir(mode=0o555)
+    done = command(module, *flags, folder=tmp_path, under=(NO_PRIVILEGES,))
+    (tmp_path / what).chmod(0o755)
+    one_line(done, module, "Permission denied", what)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no modes of folders here")
+def test_labels_need_no_cache(others: dict[str, tuple[str, list[object]]], tmp_path: Path):
+    (tmp_path / "cache").mkdir(mode=0o555)
+    done = command("jaxser.predict", *others["predict"][1], folder=tmp_path, under=(NO_PRIVILEGES,))
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "labels.csv").read_text().splitlines()) == 49
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no modes of folders here")
@@ -173,21 +246,18 @@ def test_a_damaged_part_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_runs_that_diverge_are_named_and_the_others_kept(tmp_path: Path):
     # At this rate Adam's steps overflow float32 in some updates.
     table = write_table(tmp_path / "corpus")
-    flags = (
-        "--corpus",
-        "csv",
-        "--root",
-        table,
-        "--features",
-        "lld",
-        "--head",
-        "mlp",
-        "--updates",
-        40,
+    flags = ("--corpus", "csv", "--root", table, "--features", "lld", "--head", "mlp", "--updates", 40)
+    done = command(
+        "jaxser.cv",
+        *flags,
         "--learning-rate",
         "1e37",
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "run",
+        folder=tmp_path,
     )
-    done = command("jaxser.cv", *flags, "--cache", tmp_path / "cache", "--out", tmp_path / "run", folder=tmp_path)
     one_line(done, "jaxser.cv", "lower --learning-rate")
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -209,8 +279,8 @@ def test_one_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         WorkError, match=r"the loss of seed 0, fold 1 is no finite number from update 1 on \(the 2 other runs stand"
     ):
         cv.main(dataclasses.replace(config, out=tmp_path / "one"))
-    kept = results.read_csv(tmp_path / "one" / "scores.csv")
-    assert kept == [row for row in results.read_csv(tmp_path / "sound" / "scores.csv") if row["fold"] != "1"]
+    kept = files.read_csv(tmp_path / "one" / "scores.csv")
+    assert kept == [row for row in files.read_csv(tmp_path / "sound" / "scores.csv") if row["fold"] != "1"]
     assert not (tmp_path / "one" / "summary.json").exists()
     assert not (tmp_path / "one" / "training").exists()
 
@@ -237,7 +307,7 @@ def test_out_of_memory_names_the_flags(capsys: pytest.CaptureFixture[str], monke
 
 def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     table = write_table(tmp_path / "corpus")
-    flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--head", "mlp", "--updates", 12_000]
+    flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--head", "mlp", "--updates", 4_000]
     flags += ["--state-seconds", 0.01, "--cache", tmp_path / "cache"]
     line = [sys.executable, "-m", "jaxser.cv", *map(str, flags)]
     process = subprocess.Popen(

@@ -40,6 +40,7 @@ from jaxser import (
     wav2vec,
 )
 from jaxser.errors import CallError, WorkError
+from jaxser.files import read_csv
 
 CLEAR = (CallError, WorkError, audio.AudioError, OSError)
 """What every command turns into one line."""
@@ -430,5 +431,5 @@ def test_odd_paths_go_all_the_way(tmp_path: Path):
     assert len(finished.predictions) == len(odd) * 2
     files = tuple(str(path) for path in sorted((tmp_path / "corpus").glob("deep*/*")))
     predict.main(predict.Config(str(tmp_path / "run"), files, out=tmp_path / "labels.csv", cache=tmp_path / "cache"))
-    assert [row["path"] for row in results.read_csv(tmp_path / "labels.csv")] == list(files)
+    assert [row["path"] for row in read_csv(tmp_path / "labels.csv")] == list(files)
     assert not (tmp_path / "x").exists()

@@ -15,7 +15,7 @@ from conftest import demand_well_formed, write_table
 from jaxser import cells, cv, experiments, paper, tables
 from jaxser.command import command_line, settings_of
 from jaxser.errors import CallError
-from jaxser.results import read_csv
+from jaxser.files import read_csv
 
 BYTES = ("config.json", "scores.csv", "predictions.csv", "confusion.csv", "losses.csv", "confusion.png")
 

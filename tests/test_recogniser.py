@@ -14,7 +14,7 @@ from conftest import LITTLE, write_table
 import jaxser
 from jaxser import audio, cv, models, recogniser, wav2vec
 from jaxser.errors import CallError, WorkError
-from jaxser.results import read_csv
+from jaxser.files import read_csv
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from conftest import demand_well_formed
 
 from jaxser import citations, cv, report
-from jaxser.digests import write_json
+from jaxser.files import write_json
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import write_tone
 
-from jaxser import corpora, cv, extract, results
+from jaxser import corpora, cv, extract
 from jaxser.errors import CallError, WorkError
+from jaxser.files import read_csv
 
 SENTENCES = {
     "glad": ("what a lovely day", "this is great", "great news today"),
@@ -105,8 +106,8 @@ def test_runs_do_not_depend_on_their_company(spoken: Path, vectors: Path, tmp_pa
     for seeds in (2, 1):
         out = tmp_path / str(seeds)
         cv.main(config(spoken, vectors, updates=3, seeds=seeds, out=out))
-    of_both = [row for row in results.read_csv(tmp_path / "2" / "predictions.csv") if row["seed"] == "0"]
-    assert of_both == results.read_csv(tmp_path / "1" / "predictions.csv")
+    of_both = [row for row in read_csv(tmp_path / "2" / "predictions.csv") if row["seed"] == "0"]
+    assert of_both == read_csv(tmp_path / "1" / "predictions.csv")
 
 
 def test_utterances_without_text(spoken: Path, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all, and say their name where they cannot be."""
+
+from pathlib import Path
+
+import pytest
+from conftest import full_disk
+
+from jaxser import digests, files
+
+ODD = ["a,b", 'say "no"', "two\nlines", "a\rb", "Ärger", "名前", " edges ", "bytes \udce4 of a name", "-1", ""]
+
+
+def test_odd_names_come_back(tmp_path: Path):
+    files.write_csv(tmp_path / "t.csv", ["id", "n"], [[name, i] for i, name in enumerate(ODD)])
+    assert [row["id"] for row in files.read_csv(tmp_path / "t.csv")] == ODD
+    assert [row["n"] for row in files.read_csv(tmp_path / "t.csv")] == [str(i) for i in range(len(ODD))]
+    assert len({digests.text_digest(name) for name in ODD}) == len(ODD)
+    files.write_json(tmp_path / "t.json", {"names": ODD})
+    assert files.json_of(tmp_path / "t.json") == {"names": ODD}
+
+
+def test_plain_names_stand_unquoted(tmp_path: Path):
+    files.write_csv(tmp_path / "t.csv", ["id", "n"], [["Ses01F_impro01_F000", 1]])
+    assert (tmp_path / "t.csv").read_bytes() == b"id,n\nSes01F_impro01_F000,1\n"
+
+
+def test_what_is_no_content_spoils_nothing(tmp_path: Path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"old": 1})
+    for write, content in ((files.write_json, {"new": object()}), (files.write_bytes, "no bytes")):
+        with pytest.raises(TypeError):
+            write(path, content)
+    assert path.read_text() == '{\n "old": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("old", [b"old", None])
+def test_a_full_disk_spoils_nothing_and_is_named(tmp_path: Path, old: bytes | None):
+    path = tmp_path / "a"
+    if old is not None:
+        path.write_bytes(old)
+    with full_disk(10_000), pytest.raises(OSError, match=r"File too large: .*/a'$"):
+        files.write_bytes(path, bytes(20_000))
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+def test_a_folder_that_is_not_there_is_named_with_the_file(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone/a'$"):
+        files.write_bytes(tmp_path / "gone" / "a", b"")
+
+
+def test_an_error_that_names_a_file_keeps_its_name(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="/another"), files.named(tmp_path / "a"):
+        (tmp_path / "another").read_bytes()
+    with full_disk(10), pytest.raises(OSError, match="/a"), files.named(tmp_path / "a"):
+        (tmp_path / "another").write_bytes(bytes(20))
