@@ -42,7 +42,8 @@ def command(module: str, *flags: object, folder: Path, under: Sequence[object] =
     """Run a command of the package; `under` a launcher with its arguments."""
     first = ["-c", *under] if under else []
     line = [sys.executable, *first, "-m", module, *flags]
-    return subprocess.run(list(map(str, line)), cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    where = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}  # `convert` is not installed
+    return subprocess.run(list(map(str, line)), **where, capture_output=True, text=True, timeout=240, check=False)
 
 
 def one_line(done: subprocess.CompletedProcess[str], module: str, *words: str) -> None:
