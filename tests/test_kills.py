@@ -132,7 +132,10 @@ def kill_at_random(calm: Calm, kills: int, home: Path) -> None:
                 process.kill()  # its workers are left to see for themselves
             else:
                 os.killpg(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+            if process.wait() == 0:
+                after[name] += 1  # it ended in the moment before
+                continue
+            assert process.returncode == -signal.SIGKILL
             done[name] += 1
         command.finish(folder)
         assert outcome(folder) == whole[name], f"{name} after kills: see {folder}"
