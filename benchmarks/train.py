@@ -49,13 +49,15 @@ TORCH = {
 
 OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
 RUNS = (1, 5, 25, 125)
+GROWTH = (25, 125)
+"""Runs whose times are set beside each other: on one device, where every count divides evenly, and on all of them."""
 LOOP = 5
 """Runs of torch that are timed: its loop takes one after the other, so the others take as long."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time the training of heads. Takes a quarter of an hour on two cores; nothing else should run meanwhile."""
+    """Time the training of heads. Takes half an hour on two cores; nothing else should run meanwhile."""
 
     cells: tuple[str, ...] = (
         "mean lld", "mean nano", "meanmax lld", "meanmax nano", "attention lld", "attention nano", "mlp lld", "mlp nano",
@@ -117,7 +119,8 @@ def main(config: Config) -> None:
 def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     """A line for each system and number of runs: all take turns, round after round."""
     made = {("jaxser", runs): maker_of("jaxser", cell, runs) for runs in RUNS}
-    made |= {(system, 25): maker_of(system, cell, 25) for system in OURS[1:]}
+    made |= {(OURS[1], runs): maker_of(OURS[1], cell, runs) for runs in GROWTH}
+    made[OURS[2], 25] = maker_of(OURS[2], cell, 25)
     made |= {(system, LOOP): maker_of(system, cell, LOOP) for system in TORCH}
     turns, firsts = {}, {}
     for (system, runs), make in made.items():
@@ -141,7 +144,7 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     for (system, runs), every in rounds.items():
         median = float(np.median(every))
         compiling = max(0.0, firsts[system, runs] - 4 * runs * median)
-        all_runs = runs if system == "jaxser" else 25
+        all_runs = runs if system in OURS else 25
         rows.append(
             {
                 "name": cell.name,
@@ -290,10 +293,12 @@ def report(found: dict[str, Any]) -> str:
     lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table(header, rows), ""]
     for name, v in found["ratio_spreads"].items():
         lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
-    for name in dict.fromkeys(row["name"] for row in found["rows"]):
-        of = {row["runs"]: row for row in found["rows"] if row["name"] == name and row["system"] == "jaxser"}
-        each = np.array(of[125]["rounds"]) / np.array(of[25]["rounds"])
-        lines.append(f"- {name}, a run of 125 beside one of 25: {np.median(each):.3f} ({each.min():.3f} to {each.max():.3f})")
+    few, many = GROWTH
+    of = {(row["name"], row["system"], row["runs"]): np.array(row["rounds"]) for row in found["rows"]}
+    for name, system in itertools.product(dict.fromkeys(row["name"] for row in found["rows"]), OURS[:2]):
+        each = of[name, system, many] / of[name, system, few]
+        spread = f"{np.median(each):.3f} ({each.min():.3f} to {each.max():.3f})"
+        lines.append(f"- {name}, {system}, a run of {many} beside one of {few}: {spread}")
     for one in found.get("whole", ()):
         lines.append(
             f"- {one['name']}, {one['system']}, whole: {one['seconds']:.1f} s, projected {one['projected_seconds']:.1f}"
