@@ -50,7 +50,8 @@ TORCH = {
 OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
 RUNS = (1, 5, 25, 125)
 GROWTH = (25, 125)
-"""Runs whose times are set beside each other: on one device, where every count divides evenly, and on all of them."""
+"""Numbers of runs whose times are set beside each other. Both take as many updates a turn, for what a call costs a run is
+shared out among them; the commands take 250 a call, however many runs there are."""
 LOOP = 5
 """Runs of torch that are timed: its loop takes one after the other, so the others take as long."""
 
@@ -96,7 +97,7 @@ def main(config: Config) -> None:
     say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
     rows = [row for cell in cells for row in rows_of(cell, config, max(ceilings.values()))]
     ratios = {cell.name: ratio_of(rows, cell) for cell in cells}
-    found |= {"ceiling_gflops": ceilings, "rows": rows}
+    found |= {"ceiling_gflops": ceilings, "rows": rows, "devices": jax.local_device_count()}
     if config.full != "none":
         found["whole"] = [whole(Cell(*config.full.split(), config.size), rows, ours) for ours in (True, False)]
     if config.peaks != "none":
@@ -119,8 +120,7 @@ def main(config: Config) -> None:
 def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     """A line for each system and number of runs: all take turns, round after round."""
     made = {("jaxser", runs): maker_of("jaxser", cell, runs) for runs in RUNS}
-    made |= {(OURS[1], runs): maker_of(OURS[1], cell, runs) for runs in GROWTH}
-    made[OURS[2], 25] = maker_of(OURS[2], cell, 25)
+    made |= {(system, 25): maker_of(system, cell, 25) for system in OURS[1:]}
     made |= {(system, LOOP): maker_of(system, cell, LOOP) for system in TORCH}
     turns, firsts = {}, {}
     for (system, runs), make in made.items():
@@ -130,6 +130,8 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
             trial_seconds = min(seconds_of(trial) for _ in range(2))
             # As many updates as fill a turn, but the program for them must be compiled first; torch's is there already.
             updates = int(np.clip(config.turn / trial_seconds * 4, 4, cell.updates // 2))
+            if (system, runs) == (OURS[0], GROWTH[1]):
+                updates = turns[system, GROWTH[0]][1]
             turns[system, runs] = (make(updates), updates)
             turns[system, runs][0]()
         except Exception as error:  # torch.compile may fail in ways of its own: then it has no line
@@ -139,6 +141,7 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     rounds: dict[Any, list[float]] = {key: [] for key in turns}
     for _ in range(config.rounds):
         for (system, runs), (turn, updates) in turns.items():
+            turn()  # what ran before still has the caches, and threads that wait for more
             rounds[system, runs].append(seconds_of(turn) / updates / runs)
     gflop, rows = cell.gflop(), []
     for (system, runs), every in rounds.items():
@@ -274,6 +277,12 @@ def ratio_of(rows: list[dict[str, Any]], cell: Cell) -> dict[str, Any]:
     return found | {"beside": theirs["system"]}
 
 
+def growth(of: Mapping[int, Mapping[str, Any]], devices: int) -> np.ndarray:
+    """What a run of many costs beside one of few, round by round: time by the runs of the device that has most of them."""
+    few, many = (np.array(of[runs]["rounds"]) * runs / -(-runs // devices) for runs in GROWTH)
+    return many / few
+
+
 def report(found: dict[str, Any]) -> str:
     """Everything as Markdown."""
     header = ["cell", "system", "runs", "us an update", "fastest", "slowest", "of ceiling", "compile s", "all of it, s"]
@@ -293,12 +302,13 @@ def report(found: dict[str, Any]) -> str:
     lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table(header, rows), ""]
     for name, v in found["ratio_spreads"].items():
         lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
-    few, many = GROWTH
-    of = {(row["name"], row["system"], row["runs"]): np.array(row["rounds"]) for row in found["rows"]}
-    for name, system in itertools.product(dict.fromkeys(row["name"] for row in found["rows"]), OURS[:2]):
-        each = of[name, system, many] / of[name, system, few]
-        spread = f"{np.median(each):.3f} ({each.min():.3f} to {each.max():.3f})"
-        lines.append(f"- {name}, {system}, a run of {many} beside one of {few}: {spread}")
+    for name in dict.fromkeys(row["name"] for row in found["rows"]):
+        of = {row["runs"]: row for row in found["rows"] if row["name"] == name and row["system"] == OURS[0]}
+        each, shares = growth(of, 1), growth(of, found["devices"])
+        lines.append(
+            f"- {name}, a run of {GROWTH[1]} beside one of {GROWTH[0]}: {np.median(each):.3f} ({each.min():.3f} to "
+            f"{each.max():.3f}); on the device with most runs {np.median(shares):.3f}"
+        )
     for one in found.get("whole", ()):
         lines.append(
             f"- {one['name']}, {one['system']}, whole: {one['seconds']:.1f} s, projected {one['projected_seconds']:.1f}"
