@@ -6,8 +6,12 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
+from _thread import interrupt_main
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +30,7 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    sys.unraisablehook = partial(_interrupt_again, sys.unraisablehook)
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
     except CallError as error:
@@ -51,6 +56,19 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     # collection lets go of the worker processes' semaphores first.
     gc.collect()
     os._exit(130)
+
+
+def _interrupt_again(otherwise: Callable[[Any], Any], lost: Any) -> None:
+    # Python drops what is raised in a finaliser or a callback of the garbage collector, and jax has one of these, so that a
+    # Ctrl-C in forty was not heard. It is given once more, when that has been left.
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        otherwise(lost)
+        return
+    main = threading.main_thread().ident
+    again = partial(signal.pthread_kill, main, signal.SIGINT) if hasattr(signal, "pthread_kill") else interrupt_main
+    timer = threading.Timer(0.01, again)
+    timer.daemon = True
+    timer.start()
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -329,3 +329,40 @@ def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     for name in ("scores.csv", "predictions.csv", "losses.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "run" / "training").exists()
+
+
+@pytest.mark.parametrize("where", ["gc.callbacks.append(lambda phase, info: interrupted())", "dropped = Dropped()"])
+def test_ctrl_c_is_heard_where_python_drops_what_is_raised(tmp_path: Path, where: str):
+    script = tmp_path / "command.py"
+    script.write_text(
+        f"""
+import gc, os, signal, time
+from dataclasses import dataclass
+from jaxser.command import run_command
+
+@dataclass(frozen=True)
+class Config:
+    "No flags."
+
+class Dropped:
+    def __del__(self):
+        interrupted()
+
+left = [signal.SIGINT]
+
+def interrupted():
+    if left:
+        os.kill(os.getpid(), left.pop())
+
+def main(config):
+    {where}
+    dropped = None
+    gc.collect()
+    time.sleep(60)
+
+run_command("a command", Config, main)
+"""
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "a command: interrupted; what is done is kept, the same command goes on\n"
