@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,3 +165,12 @@ def save_as_of_2019(path: Path, model, args: argparse.Namespace, **changes) -> P
     }
     torch.save({**content, **changes}, path)
     return path
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Processes that a test starts hear Ctrl-C: a shell that runs the tests in the background has them ignore it, and they
+    would pass that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -95,6 +95,7 @@ def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
         run(table, tmp_path / "cache", strict=True)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("delay", [0.3, 0.9, 1.5, 2.2, 3.0])
 def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_path: Path, delay: float):
     flags = [
@@ -111,10 +112,7 @@ def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_pat
         "--updates",
         "100000",
     ]
-    # A shell that runs the tests in the background has them ignore Ctrl-C, and they would pass that on.
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([sys.executable, "-m", "jaxser.cv", *map(str, flags)], stderr=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("cache/features/*/provenance.json")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -306,6 +306,7 @@ def test_out_of_memory_names_the_flags(capsys: pytest.CaptureFixture[str], monke
         assert len(said.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     table = write_table(tmp_path / "corpus")
     flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--head", "mlp", "--updates", 4_000]
@@ -331,6 +332,7 @@ def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     assert not (tmp_path / "run" / "training").exists()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["gc.callbacks.append(lambda phase, info: interrupted())", "dropped = Dropped()"])
 def test_ctrl_c_is_heard_where_python_drops_what_is_raised(tmp_path: Path, where: str):
     script = tmp_path / "command.py"
