@@ -9,7 +9,8 @@ thread and on all. Frames are random, as many as a corpus's recordings have.
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,15 +51,18 @@ TORCH = {
 OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
 RUNS = (1, 5, 25, 125)
 GROWTH = (25, 125)
-"""Numbers of runs whose times are set beside each other. Both take as many updates a turn, for what a call costs a run is
-shared out among them; the commands take 250 a call, however many runs there are."""
+"""Numbers of runs whose times are set beside each other."""
+GROWTH_TURN = 3.0
+"""Seconds that a turn of either takes, longer than others since what is looked for is a few per cent."""
+TRIAL = 4
+"""Updates of a first, short turn, which compiles, and the fewest of any."""
 LOOP = 5
 """Runs of torch that are timed: its loop takes one after the other, so the others take as long."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time the training of heads. Takes half an hour on two cores; nothing else should run meanwhile."""
+    """Time the training of heads. Takes three quarters of an hour on two cores; nothing else should run meanwhile."""
 
     cells: tuple[str, ...] = (
         "mean lld", "mean nano", "meanmax lld", "meanmax nano", "attention lld", "attention nano", "mlp lld", "mlp nano",
@@ -93,11 +97,12 @@ def main(config: Config) -> None:
         return
     found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]])}
     watch = OtherLoad()
+    growths = {cell.name: growth_of(cell, config) for cell in cells}  # before torch starts threads of its own
     ceilings = ceiling("float32")
     say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
     rows = [row for cell in cells for row in rows_of(cell, config, max(ceilings.values()))]
     ratios = {cell.name: ratio_of(rows, cell) for cell in cells}
-    found |= {"ceiling_gflops": ceilings, "rows": rows, "devices": jax.local_device_count()}
+    found |= {"ceiling_gflops": ceilings, "rows": rows, "growth": growths, "devices": jax.local_device_count()}
     if config.full != "none":
         found["whole"] = [whole(Cell(*config.full.split(), config.size), rows, ours) for ours in (True, False)]
     if config.peaks != "none":
@@ -117,6 +122,27 @@ def main(config: Config) -> None:
     conclude(found, report(found), config.json)
 
 
+def growth_of(cell: Cell, config: Config) -> dict[int, list[float]]:
+    """Seconds of an update of one run among few and among many, round by round.
+
+    Calls of both have as many updates, those of the commands where that is not too long; few runs make so many more calls
+    that both work as long. Each round makes everything anew: where in memory things come to lie moves some cells by a tenth.
+    """
+    few, many = GROWTH
+    makers = {runs: maker_of("jaxser", cell, runs) for runs in GROWTH}
+    _, _, wanted = filling(makers[few], GROWTH_TURN * few / many, cell.updates)
+    updates = int(np.clip(wanted, TRIAL, ensemble.updates_a_look(cell.updates)))
+    found: dict[int, list[float]] = {runs: [] for runs in GROWTH}
+    for _ in range(config.rounds):
+        for runs, make in makers.items():
+            turn, calls = make(updates), max(1, round(wanted / updates)) * (many // runs)
+            turn()
+            seconds = sum(seconds_of(turn) for _ in range(calls))
+            found[runs].append(seconds / calls / updates / runs)
+    say(f"{cell.name}: a run of {many} costs {np.median(growth(found, 1)):.3f} times one of {few}")
+    return found
+
+
 def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     """A line for each system and number of runs: all take turns, round after round."""
     made = {("jaxser", runs): maker_of("jaxser", cell, runs) for runs in RUNS}
@@ -125,15 +151,7 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     turns, firsts = {}, {}
     for (system, runs), make in made.items():
         try:
-            trial = make(4)
-            firsts[system, runs] = seconds_of(trial)
-            trial_seconds = min(seconds_of(trial) for _ in range(2))
-            # As many updates as fill a turn, but the program for them must be compiled first; torch's is there already.
-            updates = int(np.clip(config.turn / trial_seconds * 4, 4, cell.updates // 2))
-            if (system, runs) == (OURS[0], GROWTH[1]):
-                updates = turns[system, GROWTH[0]][1]
-            turns[system, runs] = (make(updates), updates)
-            turns[system, runs][0]()
+            firsts[system, runs], *turns[system, runs] = filling(make, config.turn, cell.updates // 2)
         except Exception as error:  # torch.compile may fail in ways of its own: then it has no line
             if "compiled" not in system:
                 raise
@@ -146,7 +164,7 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     gflop, rows = cell.gflop(), []
     for (system, runs), every in rounds.items():
         median = float(np.median(every))
-        compiling = max(0.0, firsts[system, runs] - 4 * runs * median)
+        compiling = max(0.0, firsts[system, runs] - TRIAL * runs * median)
         all_runs = runs if system in OURS else 25
         rows.append(
             {
@@ -166,6 +184,18 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
         )
         say(f"{cell.name}, {system}, {runs} runs: {1e6 * median:.0f} us an update, {compiling:.1f} s to compile")
     return rows
+
+
+def filling(make: Callable[[int], Callable[[], None]], seconds: float, most: int) -> tuple[float, Callable[[], None], int]:
+    """The seconds of a first call of TRIAL updates, which compiles, a turn that takes about `seconds`, compiled too, and its
+    updates."""
+    updates, turn = TRIAL, make(TRIAL)
+    first = seconds_of(turn)
+    for _ in range(2):  # twice, for of few updates the call itself takes most of the time
+        updates = int(np.clip(seconds / min(seconds_of(turn) for _ in range(2)) * updates, TRIAL, most))
+        turn = make(updates)
+        turn()
+    return first, turn, updates
 
 
 def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Callable[[], None]]:
@@ -201,7 +231,7 @@ def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Callable[[]
 def our_turn(
     system: str, cell: Cell, inputs: Any, labels: Any, runs: Any, standards: Any, plans: Any, updates: int
 ) -> Callable[[], None]:
-    """The inside of `ensemble.train_runs`: the predictions left out."""
+    """The inside of `ensemble.train_runs`, its reading ahead too: the predictions left out."""
     local = jax.local_devices()[: 1 if system == "jaxser, one device" else max(2, len(runs))]
     mesh = Mesh(np.array(local), ("runs",))
     fill = -len(runs) % mesh.size  # runs that only fill up the devices, with empty plans
@@ -221,11 +251,14 @@ def our_turn(
     def update(inputs, labels, standards, plan, state):
         return train.advance(model, tx, inputs, labels, standards, state, plan, rooms)
 
-    update_all, ahead = ensemble.over_runs(update, mesh, min(parallel, len(keys) // mesh.size)), plans(updates)
+    update_all = ensemble.over_runs(update, mesh, min(parallel, len(keys) // mesh.size))
+    drawn, reader = plans(updates), ThreadPoolExecutor(1)
+    ahead = reader.submit(next, drawn)
 
     def turn() -> None:
-        nonlocal state
-        plan = np.pad(next(ahead), ((0, fill), (0, 0), (0, 0)), constant_values=-1)
+        nonlocal state, ahead
+        plan = np.pad(ahead.result(), ((0, fill), (0, 0), (0, 0)), constant_values=-1)
+        ahead = reader.submit(next, drawn)
         state, losses = update_all(shared, (own, jax.device_put(plan, each)), (state,))
         jax.block_until_ready((state, losses))
 
@@ -277,9 +310,9 @@ def ratio_of(rows: list[dict[str, Any]], cell: Cell) -> dict[str, Any]:
     return found | {"beside": theirs["system"]}
 
 
-def growth(of: Mapping[int, Mapping[str, Any]], devices: int) -> np.ndarray:
+def growth(of: Mapping[int, Sequence[float]], devices: int) -> np.ndarray:
     """What a run of many costs beside one of few, round by round: time by the runs of the device that has most of them."""
-    few, many = (np.array(of[runs]["rounds"]) * runs / -(-runs // devices) for runs in GROWTH)
+    few, many = (np.array(of[runs]) * runs / -(-runs // devices) for runs in GROWTH)
     return many / few
 
 
@@ -302,8 +335,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table(header, rows), ""]
     for name, v in found["ratio_spreads"].items():
         lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
-    for name in dict.fromkeys(row["name"] for row in found["rows"]):
-        of = {row["runs"]: row for row in found["rows"] if row["name"] == name and row["system"] == OURS[0]}
+    for name, of in found["growth"].items():
         each, shares = growth(of, 1), growth(of, found["devices"])
         lines.append(
             f"- {name}, a run of {GROWTH[1]} beside one of {GROWTH[0]}: {np.median(each):.3f} ({each.min():.3f} to "

@@ -31,7 +31,10 @@ from jaxser.store import Frames
 from jaxser.train import Run
 
 CHUNK = 250
-"""Updates between two looks at the losses."""
+"""Updates between two looks at the losses, and those that a line of losses.csv takes the mean of."""
+
+LOOKS = 100
+"""Of long runs, the most looks: each costs some milliseconds, so more updates then lie between two of them."""
 
 ROOMS = 16
 """Into how many steps the padded size of a batch is cut for a head that computes no padding. Each that occurs is compiled, in
@@ -91,9 +94,10 @@ def train_runs(
 
     `standards[r]` has one Standard for each of `inputs`. `parallel` runs at once on each device; 0 takes 1 on a CPU, where more
     gain nothing, and as many as memory holds elsewhere. `memory`: GiB for frames on each device; 0 takes what there is.
-    `progress` hears of updates done in all runs and their mean loss. `keep`: where states are saved on the way and found
-    again. A run whose loss is not finite goes on with the others, and `Trained.diverged` tells. Raises WorkError where that
-    becomes of all of them, and CallError where `memory` does not hold a batch.
+    `chunk`: the fewest updates between two looks at the losses. At each look `progress` hears of updates done in all runs and
+    their mean loss. `keep`: where states are saved on the way and found again. A run whose loss is not finite goes on with the
+    others, and `Trained.diverged` tells. Raises WorkError where that becomes of all of them, and CallError where `memory` does
+    not hold a batch.
     """
     # Two devices at the least, though one stays idle: XLA compiles for one alone in another way, and other bits come out.
     mesh = Mesh(np.array(jax.local_devices()[: max(2, len(runs))]), ("runs",))
@@ -161,7 +165,7 @@ def _train_group(
     own = stacked(list(standards))
     keys = [train.run_key(runs[run or 0].seed, runs[run or 0].fold, runs[run or 0].train_size) for run in order]
     longest = max(r.updates for r in runs)
-    steps = -(-longest // -(-longest // work.chunk))  # chunks of equal length compile once and waste next to nothing
+    steps = updates_a_look(longest, work.chunk)
     if work.table:
         steps = min(steps, work.table // (filled // mesh.size * work.batch_size))
 
@@ -251,6 +255,11 @@ def _joined(groups: Sequence[Trained]) -> Trained:
     params, standards = jax.tree.map(lambda *leaves: np.concatenate(leaves), *each)
     logits, losses = [x for one in groups for x in one.logits], [x for one in groups for x in one.losses]
     return replace(groups[0], params=params, standards=standards, logits=logits, losses=losses)
+
+
+def updates_a_look(longest: int, least: int = CHUNK) -> int:
+    """Updates between two looks, where the longest run has so many: equal chunks compile once and waste next to nothing."""
+    return -(-longest // -(-longest // max(least, -(-longest // LOOKS))))
 
 
 def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: bool = False) -> Callable[..., Any]:

@@ -72,6 +72,14 @@ def test_runs_at_once_differ_by_rounding_only(head: str, parallel: int):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("longest", [1, 249, 250, 251, 2_000, 8_000, 40_000, 80_001])
+def test_long_runs_are_looked_at_a_hundred_times_and_short_ones_every_250_updates(longest: int):
+    updates = ensemble.updates_a_look(longest)
+    looks = -(-longest // updates)
+    assert looks == min(100, -(-longest // 250))
+    assert 0 <= looks * updates - longest < looks  # nearly nothing is wasted
+
+
 @pytest.mark.parametrize("head", SOME)
 def test_chunk_length_changes_no_bit(head: str):
     runs = runs_of(2, updates=30)
