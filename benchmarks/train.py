@@ -62,7 +62,7 @@ LOOP = 5
 
 @dataclass(frozen=True)
 class Config:
-    """Time the training of heads. Takes three quarters of an hour on two cores; nothing else should run meanwhile."""
+    """Time the training of heads. Takes an hour on two cores; nothing else should run meanwhile."""
 
     cells: tuple[str, ...] = (
         "mean lld", "mean nano", "meanmax lld", "meanmax nano", "attention lld", "attention nano", "mlp lld", "mlp nano",
