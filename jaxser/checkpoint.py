@@ -61,14 +61,19 @@ def save(
     folder = demand_new(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not jax.process_index():
-        for cut_short in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
-            cut_short.rmtree()
+        forget_cut_short(folder.parent, folder.name)
     with written(folder):
         demand_room(folder.parent, params)
     options = of_this_host("write") if one_host else ocp.options.MultiprocessingOptions()
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
     with written(folder), ocp.Checkpointer(handler, multiprocessing_options=options) as writer:
         writer.save(folder, args=contents(kind, params, about))
+
+
+def forget_cut_short(parent: epath.Path, name: str = "*") -> None:
+    """Take away what a writing that was cut short has left in a folder: Orbax would warn of it."""
+    for left in parent.glob(f"{name}.orbax-checkpoint-tmp*"):
+        left.rmtree()
 
 
 def demand_room(folder: epath.Path, params: Mapping[str, Any]) -> None:

@@ -83,10 +83,12 @@ def saving(keep: Keep | None) -> Iterator[Save]:
 def latest(keep: Keep | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The arrays of the last state and what is known of them, or None where there is none to go on from.
 
-    One of other work, or a damaged one, is not mixed in: it is named, and goes.
+    One of other work, or a damaged one, is not mixed in: it is named, and goes. So does, unnamed, one that was being written.
     """
     if keep is None:
         return None
+    if keep.folder.exists():
+        checkpoint.forget_cut_short(keep.folder)
     for folder in reversed(found(keep.folder)):
         try:
             arrays, note = checkpoint.load(folder, keep.kind)

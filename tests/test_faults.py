@@ -315,7 +315,7 @@ def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     process = subprocess.Popen(
         [*line, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    while not list((tmp_path / "run" / "training").glob("*/runs/0*")):
+    while not list((tmp_path / "run" / "training").glob("*/runs/" + "[0-9]" * 8)):  # a whole state, not one being written
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)

@@ -58,6 +58,17 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, after: int, capsys: pytest.
     assert_same_bits(everything(whole), everything(again))
 
 
+def test_what_a_kill_in_mid_writing_leaves_goes_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    half = tmp_path / "00000005.orbax-checkpoint-tmp"
+    (half / "params").mkdir(parents=True)
+    (half / "params" / "part").write_bytes(b"half")
+    whole = ensemble.train_runs(*work(), chunk=5)
+    again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
+    assert_same_bits(everything(whole), everything(again))
+    assert not half.exists()
+    assert not [record for record in caplog.records if "orbax" in record.getMessage()]
+
+
 def test_another_chunk_goes_on_from_it_too(tmp_path: Path):
     whole = ensemble.train_runs(*work(), chunk=5)
     cut_short(2, keep=kept(tmp_path))
