@@ -6,25 +6,23 @@ runs in one, and the same with other strategies; torch's goes through one run af
 thread and on all. Frames are random, as many as a corpus's recordings have.
 """
 
-import itertools
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from benchmarks import torch_loop
-from benchmarks.cells import Cell, standards_of
+from benchmarks.cells import CLASSES, Cell, standards_of
 from benchmarks.systems import ceiling
 from benchmarks.timing import (
     OtherLoad,
@@ -37,7 +35,7 @@ from benchmarks.timing import (
     stamp,
     table,
 )
-from jaxser import devices, ensemble, folds, train
+from jaxser import devices, ensemble, folds, program, train, turns
 from jaxser.heads import DROPOUT, HEADS
 
 CORES = os.cpu_count() or 1
@@ -56,6 +54,8 @@ GROWTH_TURN = 3.0
 """Seconds that a turn of either takes, longer than others since what is looked for is a few per cent."""
 TRIAL = 4
 """Updates of a first, short turn, which compiles, and the fewest of any."""
+ENDLESS = 10**12
+"""Updates of a run that is only timed."""
 LOOP = 5
 """Runs of torch that are timed: its loop takes one after the other, so the others take as long."""
 
@@ -131,15 +131,14 @@ def growth_of(cell: Cell, config: Config) -> dict[int, list[float]]:
     few, many = GROWTH
     makers = {runs: maker_of("jaxser", cell, runs) for runs in GROWTH}
     _, _, wanted = filling(makers[few], GROWTH_TURN * few / many, cell.updates)
-    updates = int(np.clip(wanted, TRIAL, ensemble.updates_a_look(cell.updates)))
+    updates = int(np.clip(wanted, TRIAL, course_of(cell, few).look))
     found: dict[int, list[float]] = {runs: [] for runs in GROWTH}
     for _ in range(config.rounds):
         for runs, make in makers.items():
             turn, calls = make(updates), max(1, round(wanted / updates)) * (many // runs)
             turn()
-            seconds = sum(seconds_of(turn) for _ in range(calls))
-            found[runs].append(seconds / calls / updates / runs)
-    say(f"{cell.name}: a run of {many} costs {np.median(growth(found, 1)):.3f} times one of {few}")
+            found[runs].append(pace_of(turn, calls))
+    say(f"{cell.name}: a run of {many} costs {np.median(growth(found)):.3f} times one of {few}")
     return found
 
 
@@ -148,19 +147,19 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     made = {("jaxser", runs): maker_of("jaxser", cell, runs) for runs in RUNS}
     made |= {(system, 25): maker_of(system, cell, 25) for system in OURS[1:]}
     made |= {(system, LOOP): maker_of(system, cell, LOOP) for system in TORCH}
-    turns, firsts = {}, {}
+    turns_of, firsts = {}, {}
     for (system, runs), make in made.items():
         try:
-            firsts[system, runs], *turns[system, runs] = filling(make, config.turn, cell.updates // 2)
+            firsts[system, runs], turns_of[system, runs], _ = filling(make, config.turn, cell.updates // 2)
         except Exception as error:  # torch.compile may fail in ways of its own: then it has no line
             if "compiled" not in system:
                 raise
             say(f"{cell.name}: {system} left out: {str(error).splitlines()[0]}")
-    rounds: dict[Any, list[float]] = {key: [] for key in turns}
+    rounds: dict[Any, list[float]] = {key: [] for key in turns_of}
     for _ in range(config.rounds):
-        for (system, runs), (turn, updates) in turns.items():
+        for (system, runs), turn in turns_of.items():
             turn()  # what ran before still has the caches, and threads that wait for more
-            rounds[system, runs].append(seconds_of(turn) / updates / runs)
+            rounds[system, runs].append(pace_of(turn))
     gflop, rows = cell.gflop(), []
     for (system, runs), every in rounds.items():
         median = float(np.median(every))
@@ -186,9 +185,20 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     return rows
 
 
-def filling(make: Callable[[int], Callable[[], None]], seconds: float, most: int) -> tuple[float, Callable[[], None], int]:
+Turn = Callable[[], int]
+"""Makes some updates, returns when they are done, and says how many there were in all runs."""
+
+
+def pace_of(turn: Turn, calls: int = 1) -> float:
+    """Seconds of an update of one run."""
+    began = time.perf_counter()
+    updates = sum(turn() for _ in range(calls))
+    return (time.perf_counter() - began) / updates
+
+
+def filling(make: Callable[[int], Turn], seconds: float, most: int) -> tuple[float, Turn, int]:
     """The seconds of a first call of TRIAL updates, which compiles, a turn that takes about `seconds`, compiled too, and its
-    updates."""
+    updates of a run."""
     updates, turn = TRIAL, make(TRIAL)
     first = seconds_of(turn)
     for _ in range(2):  # twice, for of few updates the call itself takes most of the time
@@ -198,71 +208,67 @@ def filling(make: Callable[[int], Callable[[], None]], seconds: float, most: int
     return first, turn, updates
 
 
-def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Callable[[], None]]:
-    """Updates a turn -> a function that makes so many updates of every run with one system and returns when they are done."""
+def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Turn]:
+    """Updates of a run in a turn -> that turn, with one system."""
+    if system in OURS:
+        return partial(our_turn, system, cell, count)
     inputs, labels = cell.corpus()
     runs = cell.runs(count, cell.updates)
-    standards = standards_of(inputs, runs)
-
-    def plans(updates: int) -> Any:
-        for turn in itertools.count():
-            some = (turn * updates, (turn + 1) * updates)
-            yield np.stack([folds.batches(r.train, train.BATCH_SIZE, *some, r.seed, r.fold, r.train_size) for r in runs])
-
-    if system in OURS:
-        return partial(our_turn, system, cell, inputs, labels, runs, standards, plans)
     compiled, threads = TORCH[system]
     torch._dynamo.reset()
-    learners = torch_loop.learners(cell.twin, inputs, labels, standards, compiled)
+    learners = torch_loop.learners(cell.twin, inputs, labels, standards_of(inputs, runs), compiled)
 
-    def turn_of(updates: int) -> Callable[[], None]:
-        ahead = plans(updates)
+    def turn_of(updates: int) -> Turn:
+        start = 0
 
-        def turn() -> None:
+        def turn() -> int:
+            nonlocal start
             torch.set_num_threads(threads)
-            for learner, plan in zip(learners, next(ahead), strict=True):
-                torch_loop.advance(learner, plan)
+            for learner, r in zip(learners, runs, strict=True):
+                some = (start, start + updates)
+                torch_loop.advance(learner, folds.batches(r.train, train.BATCH_SIZE, *some, r.seed, r.fold, r.train_size))
+            start += updates
+            return updates * count
 
         return turn
 
     return turn_of
 
 
-def our_turn(
-    system: str, cell: Cell, inputs: Any, labels: Any, runs: Any, standards: Any, plans: Any, updates: int
-) -> Callable[[], None]:
-    """The inside of `ensemble.train_runs`, its reading ahead too: the predictions left out."""
-    local = jax.local_devices()[: 1 if system == "jaxser, one device" else max(2, len(runs))]
-    mesh = Mesh(np.array(local), ("runs",))
-    fill = -len(runs) % mesh.size  # runs that only fill up the devices, with empty plans
-    parallel = 5 if system == "jaxser, 5 runs at once" else 1
+def our_turn(system: str, cell: Cell, count: int, updates: int) -> Turn:
+    """A call of the program that `ensemble.train_runs` makes of the runs, with what comes between it and the next."""
+    inputs, labels = cell.corpus()
+    runs = cell.runs(count, cell.updates)
+    model, tx = HEADS[cell.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
+    rooms = program.rooms_of(inputs[0], runs, train.BATCH_SIZE) if hasattr(model, "room") else ()
+    of_all = program.Program(model, tx, inputs, labels, train.BATCH_SIZE, mesh_of(system, count), rooms)
+    standards = jax.tree.map(lambda *leaves: np.stack(leaves), *standards_of(inputs, runs))
+    course = course_of(cell, count, system)
+    course = replace(course, turn=updates * (course.turn // course.look), look=updates)
+    runs = [replace(run, updates=ENDLESS) for run in runs]
+    resting, none = program.started(of_all, runs), np.zeros(count, np.int64)
+    calls = program.looks(of_all, runs, standards, course, parallel_of(system, count), resting, none)
+    return lambda: sum(map(len, next(calls).losses.values()))
+
+
+def mesh_of(system: str, count: int) -> Mesh:
+    """The devices that a system trains so many runs on."""
+    return Mesh(np.array(jax.local_devices()[: 1 if system == "jaxser, one device" else max(2, count)]), ("runs",))
+
+
+def parallel_of(system: str, count: int) -> int:
+    """How many runs of so many it trains at once on each."""
+    most = -(-count // mesh_of(system, count).size)
     if jax.default_backend() != "cpu" and system == "jaxser":
-        parallel = -(-len(runs) // mesh.size)
-    model, tx = HEADS[cell.head].module(4, DROPOUT), optax.adam(train.LEARNING_RATE)
-    rooms = ensemble.rooms_of(inputs[0], runs, train.BATCH_SIZE) if hasattr(model, "room") else ()
-    rooms = rooms if parallel == 1 else rooms[-1:]
-    each = NamedSharding(mesh, PartitionSpec("runs"))
-    shared = jax.device_put((inputs, labels), NamedSharding(mesh, PartitionSpec()))
-    own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *standards, *standards[:1] * fill), each)
-    keys = [train.run_key(r.seed, r.fold, r.train_size) for r in runs] + [jax.random.key(0)] * fill
-    start = ensemble.over_runs(partial(train.start, model, tx), mesh)
-    state = start((shared[0],), (jax.device_put(jnp.stack(keys), each),))
+        return most
+    return min(most, 5 if system == "jaxser, 5 runs at once" else 1)
 
-    def update(inputs, labels, standards, plan, state):
-        return train.advance(model, tx, inputs, labels, standards, state, plan, rooms)
 
-    update_all = ensemble.over_runs(update, mesh, min(parallel, len(keys) // mesh.size))
-    drawn, reader = plans(updates), ThreadPoolExecutor(1)
-    ahead = reader.submit(next, drawn)
-
-    def turn() -> None:
-        nonlocal state, ahead
-        plan = np.pad(ahead.result(), ((0, fill), (0, 0), (0, 0)), constant_values=-1)
-        ahead = reader.submit(next, drawn)
-        state, losses = update_all(shared, (own, jax.device_put(plan, each)), (state,))
-        jax.block_until_ready((state, losses))
-
-    return turn
+def course_of(cell: Cell, count: int, system: str = "jaxser") -> turns.Course:
+    """How it lays them out, as the commands do."""
+    devices_used = mesh_of(system, count).size
+    places = turns.places_for(count, devices_used, parallel_of(system, count))
+    return turns.course_of([cell.updates] * count, devices_used, places)
 
 
 def whole(cell: Cell, rows: list[dict[str, Any]], ours: bool) -> dict[str, Any]:
@@ -272,7 +278,7 @@ def whole(cell: Cell, rows: list[dict[str, Any]], ours: bool) -> dict[str, Any]:
     standards = standards_of(inputs, runs)
     here = [row for row in rows if row["name"] == cell.name and row["runs"] == 25]
     if ours:
-        model, tx = HEADS[cell.head].module(4, DROPOUT), optax.adam(train.LEARNING_RATE)
+        model, tx = HEADS[cell.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
         system, work = "jaxser", lambda: ensemble.train_runs(model, tx, inputs, labels, runs, standards)
     else:
         system = best_of_torch(rows, cell)["system"]
@@ -310,9 +316,9 @@ def ratio_of(rows: list[dict[str, Any]], cell: Cell) -> dict[str, Any]:
     return found | {"beside": theirs["system"]}
 
 
-def growth(of: Mapping[int, Sequence[float]], devices: int) -> np.ndarray:
-    """What a run of many costs beside one of few, round by round: time by the runs of the device that has most of them."""
-    few, many = (np.array(of[runs]) * runs / -(-runs // devices) for runs in GROWTH)
+def growth(of: Mapping[int, Sequence[float]]) -> np.ndarray:
+    """What a run of many costs beside one of few, round by round."""
+    few, many = (np.array(of[runs]) for runs in GROWTH)
     return many / few
 
 
@@ -336,10 +342,10 @@ def report(found: dict[str, Any]) -> str:
     for name, v in found["ratio_spreads"].items():
         lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
     for name, of in found["growth"].items():
-        each, shares = growth(of, 1), growth(of, found["devices"])
+        each = growth(of)
         lines.append(
             f"- {name}, a run of {GROWTH[1]} beside one of {GROWTH[0]}: {np.median(each):.3f} ({each.min():.3f} to "
-            f"{each.max():.3f}); on the device with most runs {np.median(shares):.3f}"
+            f"{each.max():.3f})"
         )
     for one in found.get("whole", ()):
         lines.append(

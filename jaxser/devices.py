@@ -55,13 +55,6 @@ def dealt(runs: int, hosts: int, devices: int) -> list[int]:
     return [run % hosts * devices + run // hosts % devices for run in range(runs)]
 
 
-def in_blocks(runs: int, devices: int) -> list[int | None]:
-    """The runs of one host, dealt to its devices in turn, as one block for each; None fills a block up to the longest."""
-    longest = -(-runs // devices)
-    blocks = ([*range(device, runs, devices)] for device in range(devices))
-    return [run for block in blocks for run in [*block, *[None] * (longest - len(block))]]
-
-
 def free_memory(device: Any) -> int | None:
     """Bytes that an accelerator has left; None on a CPU, and where it does not tell."""
     memory = device.memory_stats() if device.platform != "cpu" else None

@@ -213,7 +213,7 @@ def _keep(experiments: Sequence[Experiment]) -> states.Keep:
     kind = processor() if device.platform == "cpu" else device.device_kind
     of |= {"device": kind, "versions": protocol.versions()}
     folder = _states_of(first) / f"{hosts.index()}-of-{hosts.count()}"
-    return states.Keep(folder, "runs under way", first.config.state_seconds, of)
+    return states.Keep(folder, "runs under way, each as far as it is", first.config.state_seconds, of)
 
 
 def _diverged(one: Experiment, runs: list[train.Run], trained: ensemble.Trained, final: ensemble.Trained | None) -> list[str]:

@@ -16,11 +16,12 @@ from jaxser import metrics
 from jaxser.calibration import softmax
 from jaxser.command import differences
 from jaxser.corpora import Corpus
-from jaxser.ensemble import CHUNK, Trained
+from jaxser.ensemble import Trained
 from jaxser.errors import CallError, WorkError
 from jaxser.files import json_of, locked, read_csv, write_csv, write_json
 from jaxser.kinds import misfit
 from jaxser.train import Run
+from jaxser.turns import CHUNK
 
 
 def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:

@@ -51,8 +51,3 @@ def test_runs_are_dealt_evenly_and_none_twice(runs: int, hosts: int, count: int)
     shares = [dealt.count(device) for device in range(hosts * count)]
     assert sum(shares) == runs
     assert max(shares) - min(shares) <= 1
-    blocks = devices.in_blocks(runs, count)
-    assert sorted(run for run in blocks if run is not None) == list(range(runs))
-    size = len(blocks) // count
-    for run in range(runs):
-        assert blocks.index(run) // size == devices.dealt(runs, 1, count)[run]

@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxser import cv, extract, extract_lld, hosts, models, paper
-from jaxser.devices import dealt, in_blocks
+from jaxser.devices import dealt
 from jaxser.errors import CallError
 from jaxser.report import table as printed_table
 from jaxser.store import load_frames
+from jaxser.turns import course_of, places_for, seatings
 
 TABLES = ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv")
 
@@ -209,20 +210,17 @@ def test_runs_are_dealt_evenly(runs: int, many: int, devices: int):
     assert sum(counts) == runs
     assert max(counts) - min(counts) <= 1
     for host in range(many):
-        # What train_runs does: one block of equal length for each device, in its order.
+        # Where train_runs has them first.
         mine = [*range(runs)][host::many]
-        blocks = min(devices, max(2, len(mine)))
-        order = in_blocks(len(mine), blocks)
-        assert len(order) % blocks == 0
-        assert sorted(run for run in order if run is not None) == [*range(len(mine))]
-        for place, run in enumerate(order):
-            if run is not None:
-                assert placed[mine[run]] == host * devices + place // (len(order) // blocks)
+        if mine:
+            blocks = min(devices, max(2, len(mine)))
+            course = course_of([9] * len(mine), blocks, places_for(len(mine), blocks, 1))
+            for place, run in enumerate(next(seatings([9] * len(mine), blocks, course))):
+                assert run is None or placed[mine[run]] == host * devices + place // course.places
 
 
 def test_a_known_case_of_dealing():
     assert Counter(dealt(7, 2, 2)) == {0: 2, 1: 2, 2: 2, 3: 1}
-    assert in_blocks(5, 4) == [0, 4, 1, None, 2, None, 3, None]
 
 
 def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Training that was cut short goes on from its last saved state, to the bit; what is of other work is not mixed in."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from test_train import assert_same_bits, problem, runs_of
+from test_train import assert_same_bits, problem, run_on_devices, runs_of
 
 from jaxser import ensemble, states
 from jaxser.heads import HEADS
@@ -54,7 +55,8 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, after: int, capsys: pytest.
     assert len(list(tmp_path.iterdir())) <= 2  # those before them are gone
     capsys.readouterr()
     again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
-    assert f"going on after {5 * after} of 32 updates" in capsys.readouterr().err
+    (behind,) = re.findall(r"going on after (\d+) of 93 updates", capsys.readouterr().err)
+    assert 0 < int(behind) < 93
     assert_same_bits(everything(whole), everything(again))
 
 
@@ -75,6 +77,22 @@ def test_another_chunk_goes_on_from_it_too(tmp_path: Path):
     assert_same_bits(everything(whole), everything(ensemble.train_runs(*work(), chunk=7, keep=kept(tmp_path))))
 
 
+FOUR = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_states import cut_short, kept
+cut_short(3, keep=kept(Path({folder!r})))
+"""
+
+
+def test_another_number_of_devices_goes_on_from_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    # Three runs on three devices have a place each; on two they take turns.
+    run_on_devices(4, FOUR.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
+    assert "going on after" in capsys.readouterr().err
+    assert_same_bits(everything(ensemble.train_runs(*work(), chunk=5)), everything(again))
+
+
 def test_the_last_state_only_predicts(tmp_path: Path):
     keep = replace(kept(tmp_path), at_end=True, seconds=1e9)
     whole = ensemble.train_runs(*work(), chunk=5, keep=keep)
@@ -84,7 +102,7 @@ def test_the_last_state_only_predicts(tmp_path: Path):
     assert len(looks) == 1  # of what was done before
 
 
-def test_streamed_groups_go_on(tmp_path: Path):
+def test_streamed_runs_go_on(tmp_path: Path):
     frames, labels = problem(n=1400)
     random = np.random.default_rng(1)
     runs = [replace(runs_of(1)[0], fold=i, updates=20, train=random.permutation(1400)[:300]) for i in range(4)]
@@ -95,7 +113,7 @@ def test_streamed_groups_go_on(tmp_path: Path):
 
     def progress(updates: int, loss: float) -> None:
         looks.append(updates)
-        if len(looks) == 3:  # in the second of two groups
+        if len(looks) == 3:  # when the first two of four runs have given up their places
             raise Killed
 
     keep = kept(tmp_path)

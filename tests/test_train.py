@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import ensemble, streams, train
+from jaxser import devices, ensemble, program, streams, train
 from jaxser.errors import CallError, WorkError
 from jaxser.folds import batches
 from jaxser.heads import HEADS, mlp_width
@@ -72,14 +72,6 @@ def test_runs_at_once_differ_by_rounding_only(head: str, parallel: int):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("longest", [1, 249, 250, 251, 2_000, 8_000, 40_000, 80_001])
-def test_long_runs_are_looked_at_a_hundred_times_and_short_ones_every_250_updates(longest: int):
-    updates = ensemble.updates_a_look(longest)
-    looks = -(-longest // updates)
-    assert looks == min(100, -(-longest // 250))
-    assert 0 <= looks * updates - longest < looks  # nearly nothing is wasted
-
-
 @pytest.mark.parametrize("head", SOME)
 def test_chunk_length_changes_no_bit(head: str):
     runs = runs_of(2, updates=30)
@@ -90,6 +82,21 @@ def test_chunk_length_changes_no_bit(head: str):
 
 def test_same_call_same_bits():
     assert_same_bits(row_of(trained("mlp", runs_of(3)), 2), row_of(trained("mlp", runs_of(3)), 2))
+
+
+def test_a_run_among_others_is_that_run_by_itself():
+    # One of seven, which take turns on two devices, against the pure functions called once, for all of its updates.
+    frames, labels = problem()
+    runs, tx, module = runs_of(7), optax.adam(1e-2), HEADS["mlp"].module(3, 0.2)
+    found = trained("mlp", runs)
+    for number in (0, 6):
+        run = runs[number]
+        standard = (standardisation(moments(frames), run.train),)
+        state = train.start(module, tx, (frames,), train.run_key(run.seed, run.fold, 0))
+        plan = batches(run.train, 6, 0, 30, run.seed, run.fold, 0)
+        state, losses = jax.jit(partial(train.advance, module, tx))((frames,), labels, standard, state, plan)
+        logits = train.predict(module, (frames,), standard, state.params, run.test)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), row_of(found, number), (state.params, logits, losses))
 
 
 def test_runs_of_unequal_length_and_size_share_a_program():
@@ -210,8 +217,8 @@ def test_losses_that_are_not_finite_are_named(capsys: pytest.CaptureFixture[str]
 def test_an_accelerator_takes_as_many_runs_at_once_as_its_memory_holds(monkeypatch, free: int, parallel: int):
     # What a GPU would say of its memory; three runs on two devices are two on one of them.
     alone = trained("mlp", runs_of(3), parallel=1)
-    monkeypatch.setattr(ensemble.devices, "free_memory", lambda device: free)
-    monkeypatch.setattr(ensemble.devices, "memory_for_frames", lambda device: 10**9)
+    monkeypatch.setattr(devices, "free_memory", lambda device: free)
+    monkeypatch.setattr(devices, "memory_for_frames", lambda device: 10**9)
     found = trained("mlp", runs_of(3))
     assert found.parallel == parallel
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), alone.logits, found.logits)
@@ -221,14 +228,14 @@ def test_rooms_hold_every_batch_and_depend_on_it_alone():
     frames, _ = problem(n=40)
     wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))  # frames enough to be worth it
     counts, runs = wide.mask.sum(1), runs_of(3)
-    rooms = ensemble.rooms_of(wide, runs, 6)
-    assert ensemble.rooms_of(frames, runs, 6) == ()
-    assert list(rooms) == sorted({room for run in runs for room in ensemble.rooms_of(wide, [run], 6)})
+    rooms = program.rooms_of(wide, runs, 6)
+    assert program.rooms_of(frames, runs, 6) == ()
+    assert list(rooms) == sorted({room for run in runs for room in program.rooms_of(wide, [run], 6)})
     for run in runs:
         for rows in batches(run.train, 6, 0, run.updates, run.seed, run.fold, run.train_size):
             filled = counts[np.where(rows < 0, rows.max(), rows)].sum()
             first = min(room for room in rooms if room >= filled)
-            assert first - filled < 6 * 90 / ensemble.ROOMS + 1
+            assert first - filled < 6 * 90 / program.ROOMS + 1
 
 
 def test_training_with_rooms_is_training_without():
@@ -314,7 +321,7 @@ from functools import partial
 from test_train import problem, runs_of
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh
-from jaxser import ensemble, streams, train
+from jaxser import program, train
 from jaxser.folds import batches
 from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation
@@ -331,7 +338,7 @@ def one(inputs, labels, standards, plan, key):
 
 mesh = Mesh(np.array(jax.local_devices()), ("runs",))
 assert mesh.size == 4
-ours = ensemble.over_runs(one, mesh)(((frames,), labels), (own, plan, keys))
+ours = program.over_runs(one, mesh)(((frames,), labels), (own, plan, keys))
 theirs = jax.pmap(one, in_axes=(None, None, 0, 0, 0))((frames,), labels, own, plan, keys)
 for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):

@@ -1,0 +1,292 @@
+"""One program for many runs: laid over the places of the devices, called for some updates at a time, asked for logits.
+
+Frames lie on every device whole, and runs index into them; where they do not fit, each call takes along the rows that its
+batches need, read while the call before it trains. Runs without a place rest in the host's memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float32, Int
+
+from jaxser import devices, streams, train
+from jaxser.folds import batches
+from jaxser.standards import Standard
+from jaxser.store import Frames
+from jaxser.train import Run
+from jaxser.turns import Course, seatings, updates_a_look
+
+ROOMS = 16
+"""Into how many steps the padded size of a batch is cut for a head that computes no padding. Each that occurs is compiled, in
+about half a second."""
+
+SMALL = 256
+"""Frames of a padded batch up to which that does not pay."""
+
+Order = list[int | None]
+"""The run at each place, the places of a device side by side; None where one is empty."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What all runs share."""
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    inputs: tuple[Frames, ...]
+    labels: np.ndarray
+    batch_size: int
+    mesh: Mesh
+    rooms: tuple[int, ...] = ()
+    """For a head that computes no padding: see `rooms_of`."""
+    table: int = 0
+    """Rows of frames that a device holds at a time; 0: all, and they stay."""
+
+    @property
+    def each(self) -> NamedSharding:
+        """Every device has its part of the leading axis."""
+        return NamedSharding(self.mesh, P("runs"))
+
+    @cached_property
+    def resident(self) -> tuple[Any, ...]:
+        """Frames and labels on all devices, where they stay."""
+        return () if self.table else jax.device_put((self.inputs, self.labels), NamedSharding(self.mesh, P()))
+
+    def placed(self, rows: np.ndarray) -> tuple[Any, jax.Array]:
+        """The frames and labels that these rows need, and where the rows are in them."""
+        if not self.table:
+            return self.resident, jax.device_put(rows, self.each)
+        found, rows = streams.table_of(self.inputs, self.labels, rows, self.mesh.size)
+        return jax.device_put((found, rows), self.each)
+
+    def seated(self, tree: Any, order: Order) -> Any:
+        """Of a tree with a leading axis of runs those that have places, on their devices."""
+        rows = np.array([run or 0 for run in order])  # something has to lie at an empty place too
+        return jax.device_put(jax.tree.map(lambda leaf: leaf[rows], tree), self.each)
+
+
+@dataclass(frozen=True)
+class Resting:
+    """All runs in the host's memory, along the leading axis of every leaf: what changes as they train, and what does not."""
+
+    changing: tuple[Any, Any, Any]
+    """Parameters, the optimiser's state, steps."""
+    keys: np.ndarray
+    """The data of each run's key."""
+
+    def taken(self, program: Program, order: Order) -> train.State:
+        """The runs that have places, on their devices."""
+        params, optimiser, step = self.changing
+        state = program.seated(train.State(params, optimiser, self.keys, step), order)
+        return state._replace(key=jax.random.wrap_key_data(state.key))
+
+    def put_back(self, state: train.State, order: Order) -> None:
+        """Bring the runs that had places up to date."""
+        places = [place for place, run in enumerate(order) if run is not None]
+        runs = [order[place] for place in places]
+        changed = (state.params, state.optimiser, state.step)
+        for mine, leaf in zip(jax.tree.leaves(self.changing), jax.tree.leaves(changed), strict=True):
+            mine[runs] = np.asarray(leaf)[places]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a call has brought."""
+
+    losses: dict[int, Float32[np.ndarray, " updates"]]
+    """Of each run that had a place, those of its updates in this call."""
+    put_back: Callable[[], None]
+    """Brings the resting runs up to date, with what the devices have."""
+
+
+def started(program: Program, runs: Sequence[Run]) -> Resting:
+    """All runs before their first update."""
+    first = tuple(Frames(np.asarray(f.x[:1]), np.asarray(f.mask[:1])) for f in program.inputs)
+    keys = jnp.stack([train.run_key(r.seed, r.fold, r.train_size) for r in runs])
+    rows = np.minimum(np.arange(-len(runs) // program.mesh.size * -program.mesh.size), len(runs) - 1)
+    start = over_runs(partial(train.start, program.model, program.tx), program.mesh)
+    state = start((first,), (jax.device_put(keys[rows], program.each),))
+    changing = (state.params, state.optimiser, state.step)
+    every = (changing, jax.random.key_data(state.key))
+    return Resting(*jax.tree.map(lambda leaf: np.array(leaf)[: len(runs)], every))
+
+
+def looks(
+    program: Program,
+    runs: Sequence[Run],
+    standards: tuple[Standard, ...],
+    course: Course,
+    parallel: int,
+    resting: Resting,
+    done: Int[np.ndarray, " r"],
+) -> Iterator[Look]:
+    """Train all runs from where they are, `done` updates behind each: call after call, with a look at each.
+
+    `standards` has a leading axis of runs. When all is done, or on `Look.put_back`, the new states are in `resting`.
+    """
+    update_all = over_runs(_update(program, parallel), program.mesh, parallel, apart=bool(program.table))
+    calls = _calls(program, runs, standards, course, done)
+    # Reads ahead while the devices compute.
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        ahead, order, state = reader.submit(next, calls, None), None, None
+        while call := ahead.result():
+            ahead = reader.submit(next, calls, None)
+            if call.order != order:
+                if order:
+                    resting.put_back(state, order)
+                order, state = call.order, resting.taken(program, call.order)
+            state, losses = update_all(call.shared, (call.own, call.plan), (state,))
+            losses = np.asarray(losses)
+            found = {run: losses[order.index(run), :updates] for run, updates in call.updates.items()}
+            yield Look(found, partial(resting.put_back, state, order))
+        if order:
+            resting.put_back(state, order)
+
+
+@dataclass(frozen=True)
+class _Call:
+    order: Order
+    updates: dict[int, int]
+    """Of each run that is trained in this call, how many."""
+    own: Any
+    shared: Any
+    plan: jax.Array
+
+
+def _calls(
+    program: Program,
+    runs: Sequence[Run],
+    standards: tuple[Standard, ...],
+    course: Course,
+    done: Int[np.ndarray, " r"],
+) -> Iterator[_Call]:
+    done = done.tolist()
+    for order in seatings([r.updates - behind for r, behind in zip(runs, done, strict=True)], program.mesh.size, course):
+        own = program.seated(standards, order)
+        for _ in range(course.turn // course.look):
+            plan = np.full((len(order), course.look, program.batch_size), -1, np.int32)
+            updates = {}
+            for place, run in enumerate(order):
+                if run is not None and (some := min(course.look, runs[run].updates - done[run])):
+                    r, stop = runs[run], done[run] + some
+                    plan[place, :some] = batches(r.train, program.batch_size, done[run], stop, r.seed, r.fold, r.train_size)
+                    updates[run], done[run] = some, stop
+            if updates:
+                yield _Call(order, updates, own, *program.placed(plan))
+
+
+def predicted(
+    program: Program,
+    runs: Sequence[Run],
+    standards: tuple[Standard, ...],
+    params: Any,
+    places: int,
+    parallel: int,
+) -> list[Float32[np.ndarray, "m c"]]:
+    """Logits of each run's test rows, for parameters with a leading axis of runs; so many runs a device at a time."""
+
+    def predict(inputs, labels, standards, rows, params):
+        return train.predict(program.model, inputs, standards, params, rows)
+
+    predict_all = over_runs(predict, program.mesh, parallel, apart=bool(program.table))
+    width, batch = max(len(r.test) for r in runs), train.PREDICT_BATCH
+    step = min(program.table // places // batch, -(-width // batch)) * batch if program.table else width
+    together, logits = places * program.mesh.size, []
+    for first in range(0, len(runs), together):
+        some = range(first, min(first + together, len(runs)))
+        order = [*some, *[None] * (together - len(some))]
+        test = np.full((together, -(-width // step) * step), -1, np.int32)
+        for place, run in enumerate(some):
+            test[place, : len(runs[run].test)] = runs[run].test
+        own, theirs, found = program.seated(standards, order), program.seated(params, order), []
+        for start in range(0, test.shape[1], step):
+            frames, rows = program.placed(test[:, start : start + step])
+            found.append(np.asarray(predict_all(frames, (own, rows, theirs))))
+        every = np.concatenate(found, 1)
+        logits += [every[place, : len(runs[run].test)] for place, run in enumerate(some)]
+    return logits
+
+
+def at_once(
+    program: Program,
+    runs: Sequence[Run],
+    standards: tuple[Standard, ...],
+    resting: Resting,
+    parallel: int,
+) -> int:
+    """How many runs each device trains at once: as asked, or, where that is 0, one on a CPU and elsewhere as many as fit."""
+    most, device = -(-len(runs) // program.mesh.size), program.mesh.devices.flat[0]
+    if program.table:
+        parallel = parallel or (1 if device.platform == "cpu" else max(1, program.table // (8 * program.batch_size)))
+        most = min(most, program.table // max(program.batch_size, train.PREDICT_BATCH))
+    return min(parallel or _that_fit(program, runs, standards, resting), most)
+
+
+def _that_fit(program: Program, runs: Sequence[Run], standards: tuple[Standard, ...], resting: Resting) -> int:
+    order = [run if run < len(runs) else None for run in range(program.mesh.size)]
+    updates = updates_a_look(max(run.updates for run in runs))
+    shared, plan = program.placed(np.full((len(order), updates, program.batch_size), -1, np.int32))
+    if (free := devices.free_memory(program.mesh.devices.flat[0])) is None:
+        return 1
+    all_ = (shared, (program.seated(standards, order), plan), (resting.taken(program, order),))
+    one = over_runs(_update(program, 2), program.mesh)  # as several at once would compute it
+    lowered = jax.jit(lambda *arguments: one(*arguments)).lower(*all_)
+    return max(1, int(0.7 * free / max(lowered.compile().memory_analysis().temp_size_in_bytes, 1)))
+
+
+def _update(program: Program, parallel: int) -> Callable[..., Any]:
+    # Several runs at once would compute every room and keep one.
+    rooms = program.rooms if parallel == 1 else program.rooms[-1:]
+
+    def update(inputs, labels, standards, plan, state):
+        return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms)
+
+    return update
+
+
+def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: bool = False) -> Callable[..., Any]:
+    """`one(*shared, *own, *carried)` for every run, as a function of these three tuples.
+
+    Shared arguments lie whole on every device (with `apart`, each device has its own along their leading axis); those of the
+    two others are split along their leading run axis, and the buffers of the last are given up for what comes out. Each
+    device goes through its share `parallel` at a time. One at a time is a loop over runs, whose body never sees how many there
+    are: a run alone has the same bits.
+    """
+
+    def on_a_device(shared, own, carried):
+        shared = jax.tree.map(lambda leaf: leaf[0], shared) if apart else shared
+        batch_size = None if parallel == 1 else parallel
+        return jax.lax.map(lambda mine: one(*shared, *mine[0], *mine[1]), (own, carried), batch_size=batch_size)
+
+    specs = (P("runs") if apart else P(), P("runs"), P("runs"))
+    compiled = jax.jit(
+        jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=P("runs"), check_vma=False), donate_argnums=2
+    )
+    return lambda shared, own, carried=(): compiled(shared, own, carried)
+
+
+def rooms_of(frames: Frames, runs: Sequence[Run], batch_size: int) -> tuple[int, ...]:
+    """For a head that computes no padding: how many frames to make room for, so that each batch of these runs finds one that
+    fits, ascending; none for small batches. All are whole steps of 1/ROOMS of a batch's padded size, whichever runs there
+    are."""
+    if batch_size * frames.mask.shape[1] <= SMALL:
+        return ()
+    counts, unit = np.asarray(frames.mask).sum(1), -(-batch_size * frames.mask.shape[1] // ROOMS)
+    needed: set[int] = set()
+    for r in runs:
+        for start in range(0, r.updates, 4096):
+            stop = min(r.updates, start + 4096)
+            rows = batches(r.train, batch_size, start, stop, r.seed, r.fold, r.train_size)
+            rows = np.where(rows < 0, rows.max(1, keepdims=True), rows)  # as train.advance fills up a short batch
+            needed |= set((-(-counts[rows].sum(1) // unit)).tolist())
+    return tuple(unit * steps for steps in sorted(needed))

@@ -1,0 +1,112 @@
+"""Places that change hands: who trains when, held against the theorem that says how soon all can be done."""
+
+from math import ceil, gcd
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxser import devices, turns
+from jaxser.turns import Course
+
+
+def times_of(lengths: list[int], count: int, course: Course) -> tuple[list[int], int, int]:
+    """What every run was trained, the updates after which all devices are done, each as long as its slowest, and the turns."""
+    done, seconds, number = [0] * len(lengths), 0, 0
+    for order in turns.seatings(lengths, count, course):
+        assert len(order) == count * course.places
+        there = [run for run in order if run is not None]
+        assert len(set(there)) == len(there)  # nobody is in two places
+        trained = {run: min(course.turn, lengths[run] - done[run]) for run in there}
+        assert all(trained.values())
+        blocks = [order[device * course.places : (device + 1) * course.places] for device in range(count)]
+        seconds += max(sum(trained[run] for run in block if run is not None) for block in blocks)
+        for run, updates in trained.items():
+            done[run] += updates
+        number += 1
+    return done, seconds, number
+
+
+def test_three_runs_on_two_devices_by_hand():
+    # Two turns each: three turns of one place a device, 15 updates, where one device with two runs would take 20.
+    course = turns.course_of([10, 10, 10], 2, 1)
+    assert (course.places, course.turn) == (1, 5)
+    assert list(turns.seatings([10, 10, 10], 2, course)) == [[0, 1], [0, 2], [1, 2]]
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 5_000))
+def test_runs_of_one_length_end_as_soon_as_any_schedule_can(runs: int, count: int, updates: int):
+    # McNaughton (1959): work that may be interrupted can end after its mean over devices, or its longest run, and no sooner.
+    course = turns.course_of([updates] * runs, count, turns.places_for(runs, count, 1))
+    done, seconds, number = times_of([updates] * runs, count, course)
+    assert done == [updates] * runs
+    soonest = max(updates, runs * updates / count)
+    share = count * course.places // gcd(runs, count * course.places)
+    divide = runs <= count * course.places or (share <= turns.TURNS and updates == share * course.turn)
+    assert soonest <= seconds <= (soonest if divide else soonest + course.turn)
+    assert seconds <= ceil(runs / count) * updates  # without turns
+    if runs % count == 0 or runs < count:
+        assert number == 1
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 4))
+def test_runs_of_any_lengths_are_all_trained_and_no_device_has_two_more(lengths: list[int], count: int, parallel: int):
+    course = turns.course_of(lengths, count, turns.places_for(len(lengths), count, parallel), chunk=7)
+    for order in turns.seatings(lengths, count, course):
+        blocks = [order[device * course.places : (device + 1) * course.places] for device in range(count)]
+        there = [sum(run is not None for run in block) for block in blocks]
+        assert max(there) == ceil(sum(there) / count)
+    assert times_of(lengths, count, course)[0] == lengths
+
+
+def test_short_runs_go_to_the_device_with_the_long_one():
+    course = turns.course_of([1, 4, 7, 4], 2, 2, chunk=1)
+    assert next(turns.seatings([1, 4, 7, 4], 2, course)) == [2, 0, 1, 3]
+
+
+@given(st.integers(1, 60), st.integers(1, 5))
+def test_the_first_turn_is_as_runs_are_dealt(runs: int, count: int):
+    course = turns.course_of([9] * runs, count, turns.places_for(runs, count, 1))
+    order = next(turns.seatings([9] * runs, count, course))
+    dealt = devices.dealt(runs, 1, count)
+    for place, run in enumerate(order):
+        assert run is None or dealt[run] == place // course.places
+
+
+@pytest.mark.parametrize(
+    ("runs", "count", "parallel", "places"),
+    [
+        (25, 2, 1, 12),  # one sits out
+        (24, 2, 1, 12),
+        (1, 2, 1, 1),
+        (3, 4, 1, 1),
+        (25, 2, 13, 13),  # 13 at once take as long as 12
+        (25, 2, 12, 12),  # 13 would take two passes
+        (25, 8, 3, 3),
+        (25, 8, 4, 4),
+        (25, 1, 25, 25),
+    ],
+)
+def test_runs_sit_out_where_that_spares_a_pass(runs: int, count: int, parallel: int, places: int):
+    assert turns.places_for(runs, count, parallel) == places
+
+
+@pytest.mark.parametrize("longest", [1, 249, 250, 251, 2_000, 8_000, 40_000, 80_001])
+def test_long_runs_are_looked_at_a_hundred_times_and_short_ones_every_250_updates(longest: int):
+    updates = turns.updates_a_look(longest)
+    looks = -(-longest // updates)
+    assert looks == min(100, -(-longest // 250))
+    assert 0 <= looks * updates - longest < looks  # nearly nothing is wasted
+    assert turns.course_of([longest] * 4, 2, 2).look == updates  # also where all have places
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 90_000), st.integers(1, 400))
+def test_a_turn_is_whole_looks_and_wastes_next_to_nothing(runs: int, count: int, updates: int, most: int):
+    course = turns.course_of([updates] * runs, count, turns.places_for(runs, count, 1))
+    assert course.turn % course.look == 0
+    assert -(-updates // course.look) * course.look - updates < course.look
+    assert course.look <= 1.5 * turns.updates_a_look(updates)
+    within = course.within(most)
+    assert within.look == min(course.look, most)
+    assert within.turn % within.look == 0
+    assert 0 <= within.turn - course.turn < within.look
