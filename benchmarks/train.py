@@ -50,8 +50,10 @@ OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
 RUNS = (1, 5, 25, 125)
 GROWTH = (25, 125)
 """Numbers of runs whose times are set beside each other."""
-GROWTH_TURN = 3.0
-"""Seconds that a turn of either takes, longer than others since what is looked for is a few per cent."""
+GROWTH_TURN = 6.0
+"""Seconds that either has in a round, longer than a turn since what is looked for is a few per cent."""
+SETTLING = 4
+"""Calls after which their pace is found."""
 TRIAL = 4
 """Updates of a first, short turn, which compiles, and the fewest of any."""
 ENDLESS = 10**12
@@ -125,19 +127,24 @@ def main(config: Config) -> None:
 def growth_of(cell: Cell, config: Config) -> dict[int, list[float]]:
     """Seconds of an update of one run among few and among many, round by round.
 
-    Calls of both have as many updates, those of the commands where that is not too long; few runs make so many more calls
-    that both work as long. Each round makes everything anew: where in memory things come to lie moves some cells by a tenth.
+    Both go as the commands do, in calls of some seconds. They alternate call by call, so that a machine whose speed drifts
+    drifts for both. Each round makes everything anew: where in memory things come to lie moves some cells by a tenth.
     """
-    few, many = GROWTH
-    makers = {runs: maker_of("jaxser", cell, runs) for runs in GROWTH}
-    _, _, wanted = filling(makers[few], GROWTH_TURN * few / many, cell.updates)
-    updates = int(np.clip(wanted, TRIAL, course_of(cell, few).look))
     found: dict[int, list[float]] = {runs: [] for runs in GROWTH}
     for _ in range(config.rounds):
-        for runs, make in makers.items():
-            turn, calls = make(updates), max(1, round(wanted / updates)) * (many // runs)
-            turn()
-            found[runs].append(pace_of(turn, calls))
+        turns_of = {runs: our_turn("jaxser", cell, runs) for runs in GROWTH}
+        for turn in turns_of.values():
+            for _ in range(SETTLING):
+                turn()
+        updates, seconds = dict.fromkeys(GROWTH, 0), dict.fromkeys(GROWTH, 0.0)
+        while min(seconds.values()) < GROWTH_TURN:
+            for runs, turn in turns_of.items():
+                began = time.perf_counter()
+                updates[runs] += turn()
+                seconds[runs] += time.perf_counter() - began
+        for runs in GROWTH:
+            found[runs].append(seconds[runs] / updates[runs])
+    few, many = GROWTH
     say(f"{cell.name}: a run of {many} costs {np.median(growth(found)):.3f} times one of {few}")
     return found
 
@@ -235,19 +242,22 @@ def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Turn]:
     return turn_of
 
 
-def our_turn(system: str, cell: Cell, count: int, updates: int) -> Turn:
-    """A call of the program that `ensemble.train_runs` makes of the runs, with what comes between it and the next."""
+def our_turn(system: str, cell: Cell, count: int, updates: int = 0) -> Turn:
+    """A call of the program that `ensemble.train_runs` makes of the runs, with what comes between it and the next: of so many
+    updates of a run, or, where none are given, of as many as the commands would take."""
     inputs, labels = cell.corpus()
     runs = cell.runs(count, cell.updates)
     model, tx = HEADS[cell.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
     rooms = program.rooms_of(inputs[0], runs, train.BATCH_SIZE) if hasattr(model, "room") else ()
     of_all = program.Program(model, tx, inputs, labels, train.BATCH_SIZE, mesh_of(system, count), rooms)
     standards = jax.tree.map(lambda *leaves: np.stack(leaves), *standards_of(inputs, runs))
-    course = course_of(cell, count, system)
-    course = replace(course, turn=updates * (course.turn // course.look), look=updates)
+    size, parallel = of_all.mesh.size, parallel_of(system, count)
+    course = turns.course_of([cell.updates] * count, size, turns.places_for(count, size, parallel), parallel, updates)
+    course = replace(course, look=updates or course.look)
     runs = [replace(run, updates=ENDLESS) for run in runs]
     resting, none = program.started(of_all, runs), np.zeros(count, np.int64)
-    calls = program.looks(of_all, runs, standards, course, parallel_of(system, count), resting, none)
+    seconds = np.inf if updates else turns.SECONDS
+    calls = program.looks(of_all, runs, standards, course, parallel, resting, none, seconds)
     return lambda: sum(map(len, next(calls).losses.values()))
 
 
@@ -262,13 +272,6 @@ def parallel_of(system: str, count: int) -> int:
     if jax.default_backend() != "cpu" and system == "jaxser":
         return most
     return min(most, 5 if system == "jaxser, 5 runs at once" else 1)
-
-
-def course_of(cell: Cell, count: int, system: str = "jaxser") -> turns.Course:
-    """How it lays them out, as the commands do."""
-    devices_used = mesh_of(system, count).size
-    places = turns.places_for(count, devices_used, parallel_of(system, count))
-    return turns.course_of([cell.updates] * count, devices_used, places)
 
 
 def whole(cell: Cell, rows: list[dict[str, Any]], ours: bool) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def train_runs(
     batch_size: int = train.BATCH_SIZE,
     parallel: int = 0,
     memory: float = 0.0,
-    chunk: int = turns.CHUNK,
+    chunk: int = 0,
     progress: Callable[[int, float], None] = lambda updates, loss: None,
     keep: states.Keep | None = None,
 ) -> Trained:
@@ -77,10 +77,10 @@ def train_runs(
 
     `standards[r]` has one Standard for each of `inputs`. `parallel` runs at once on each device; 0 takes 1 on a CPU, where more
     gain nothing, and as many as memory holds elsewhere. `memory`: GiB for frames on each device; 0 takes what there is.
-    `chunk`: about the fewest updates of a run between two looks at the losses. At each look `progress` hears of updates done in
-    all runs and their mean loss. `keep`: where states are saved on the way and found again. A run whose loss is not finite goes
-    on with the others, and `Trained.diverged` tells. Raises WorkError where that becomes of all of them, and CallError where
-    `memory` does not hold a batch.
+    `chunk`: the most updates of a run between two looks at the losses, where the clock would take more. At each look
+    `progress` hears of updates done in all runs and their mean loss. `keep`: where states are saved on the way and found
+    again. A run whose loss is not finite goes on with the others, and `Trained.diverged` tells. Raises WorkError where that
+    becomes of all of them, and CallError where `memory` does not hold a batch.
     """
     # Two devices at the least, though one stays idle: XLA compiles for one alone in another way, and other bits come out.
     mesh = Mesh(np.array(jax.local_devices()[: max(2, len(runs))]), ("runs",))
@@ -106,9 +106,8 @@ def train_runs(
         progress(int(np.isfinite(losses).sum()), float("nan"))
     parallel = program.at_once(of_all, runs, standard, resting, parallel)
     places = parallel if table else turns.places_for(len(runs), mesh.size, parallel)
-    course = turns.course_of(lengths, mesh.size, places, chunk)
-    if table:
-        course = course.within(table // (places * batch_size))
+    fit = min(limit for limit in (chunk, table // (places * batch_size), max(lengths)) if limit)
+    course = turns.course_of(lengths, mesh.size, places, parallel, fit)
 
     lost = {run for run, behind in enumerate(done) if not np.isfinite(losses[run, :behind]).all()}
     every = program.looks(of_all, runs, standard, course, parallel, resting, done.copy())

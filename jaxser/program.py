@@ -4,6 +4,7 @@ Frames lie on every device whole, and runs index into them; where they do not fi
 batches need, read while the call before it trains. Runs without a place rest in the host's memory.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from jaxser.folds import batches
 from jaxser.standards import Standard
 from jaxser.store import Frames
 from jaxser.train import Run
-from jaxser.turns import Course, seatings, updates_a_look
+from jaxser.turns import FEWEST, LEAST, SECONDS, Course, Pace, seatings
 
 ROOMS = 16
 """Into how many steps the padded size of a batch is cut for a head that computes no padding. Each that occurs is compiled, in
@@ -57,10 +58,19 @@ class Program:
         """Every device has its part of the leading axis."""
         return NamedSharding(self.mesh, P("runs"))
 
+    @property
+    def whole(self) -> NamedSharding:
+        """Every device has all of it."""
+        return NamedSharding(self.mesh, P())
+
+    def counted(self, number: int) -> jax.Array:
+        """A number that all devices are told."""
+        return jax.device_put(*((np.full(self.mesh.size, number), self.each) if self.table else (number, self.whole)))
+
     @cached_property
     def resident(self) -> tuple[Any, ...]:
         """Frames and labels on all devices, where they stay."""
-        return () if self.table else jax.device_put((self.inputs, self.labels), NamedSharding(self.mesh, P()))
+        return () if self.table else jax.device_put((self.inputs, self.labels), self.whole)
 
     def placed(self, rows: np.ndarray) -> tuple[Any, jax.Array]:
         """The frames and labels that these rows need, and where the rows are in them."""
@@ -129,16 +139,19 @@ def looks(
     parallel: int,
     resting: Resting,
     done: Int[np.ndarray, " r"],
+    seconds: float = SECONDS,
 ) -> Iterator[Look]:
     """Train all runs from where they are, `done` updates behind each: call after call, with a look at each.
 
+    A call has as many updates as take `seconds`, and as the course allows: that makes no difference to any of them.
     `standards` has a leading axis of runs. When all is done, or on `Look.put_back`, the new states are in `resting`.
     """
     update_all = over_runs(_update(program, parallel), program.mesh, parallel, apart=bool(program.table))
-    calls = _calls(program, runs, standards, course, done)
+    pace = Pace(FEWEST if np.isfinite(seconds) else course.look, seconds)
+    calls = _calls(program, runs, standards, course, done, pace)
     # Reads ahead while the devices compute.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
-        ahead, order, state = reader.submit(next, calls, None), None, None
+        ahead, order, state, began = reader.submit(next, calls, None), None, None, None
         while call := ahead.result():
             ahead = reader.submit(next, calls, None)
             if call.order != order:
@@ -148,7 +161,11 @@ def looks(
             state, losses = update_all(call.shared, (call.own, call.plan), (state,))
             losses = np.asarray(losses)
             found = {run: losses[order.index(run), :updates] for run, updates in call.updates.items()}
+            now = time.monotonic()
+            if began and np.isfinite(seconds):  # the first call compiles
+                pace.heard(max(call.updates.values()), now - began)
             yield Look(found, partial(resting.put_back, state, order))
+            began = time.monotonic()
         if order:
             resting.put_back(state, order)
 
@@ -169,20 +186,23 @@ def _calls(
     standards: tuple[Standard, ...],
     course: Course,
     done: Int[np.ndarray, " r"],
+    pace: Pace,
 ) -> Iterator[_Call]:
     done = done.tolist()
     for order in seatings([r.updates - behind for r, behind in zip(runs, done, strict=True)], program.mesh.size, course):
         own = program.seated(standards, order)
-        for _ in range(course.turn // course.look):
-            plan = np.full((len(order), course.look, program.batch_size), -1, np.int32)
-            updates = {}
+        until = [min(r.updates, behind + course.turn) for r, behind in zip(runs, done, strict=True)]
+        while some := max(until[run] - done[run] for run in order if run is not None):
+            some, updates = min(some, course.look, pace.updates), {}
+            # For a plan of a single row XLA compiles in another way, and other bits come out.
+            plan = np.full((len(order), max(2, course.look), program.batch_size), -1, np.int32)
             for place, run in enumerate(order):
-                if run is not None and (some := min(course.look, runs[run].updates - done[run])):
-                    r, stop = runs[run], done[run] + some
-                    plan[place, :some] = batches(r.train, program.batch_size, done[run], stop, r.seed, r.fold, r.train_size)
-                    updates[run], done[run] = some, stop
-            if updates:
-                yield _Call(order, updates, own, *program.placed(plan))
+                if run is not None and (mine := min(some, until[run] - done[run])):
+                    r, stop = runs[run], done[run] + mine
+                    plan[place, :mine] = batches(r.train, program.batch_size, done[run], stop, r.seed, r.fold, r.train_size)
+                    updates[run], done[run] = mine, stop
+            shared, rows = program.placed(plan)
+            yield _Call(order, updates, own, (program.counted(some), *shared), rows)
 
 
 def predicted(
@@ -234,11 +254,10 @@ def at_once(
 
 def _that_fit(program: Program, runs: Sequence[Run], standards: tuple[Standard, ...], resting: Resting) -> int:
     order = [run if run < len(runs) else None for run in range(program.mesh.size)]
-    updates = updates_a_look(max(run.updates for run in runs))
-    shared, plan = program.placed(np.full((len(order), updates, program.batch_size), -1, np.int32))
+    shared, plan = program.placed(np.full((len(order), LEAST, program.batch_size), -1, np.int32))
     if (free := devices.free_memory(program.mesh.devices.flat[0])) is None:
         return 1
-    all_ = (shared, (program.seated(standards, order), plan), (resting.taken(program, order),))
+    all_ = ((program.counted(LEAST), *shared), (program.seated(standards, order), plan), (resting.taken(program, order),))
     one = over_runs(_update(program, 2), program.mesh)  # as several at once would compute it
     lowered = jax.jit(lambda *arguments: one(*arguments)).lower(*all_)
     return max(1, int(0.7 * free / max(lowered.compile().memory_analysis().temp_size_in_bytes, 1)))
@@ -248,8 +267,8 @@ def _update(program: Program, parallel: int) -> Callable[..., Any]:
     # Several runs at once would compute every room and keep one.
     rooms = program.rooms if parallel == 1 else program.rooms[-1:]
 
-    def update(inputs, labels, standards, plan, state):
-        return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms)
+    def update(steps, inputs, labels, standards, plan, state):
+        return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms, steps)
 
     return update
 

@@ -21,7 +21,9 @@ from jaxser.errors import CallError, WorkError
 from jaxser.files import json_of, locked, read_csv, write_csv, write_json
 from jaxser.kinds import misfit
 from jaxser.train import Run
-from jaxser.turns import CHUNK
+
+CHUNK = 250
+"""Updates that a line of losses.csv takes the mean of."""
 
 
 def finished_summary(out: Path, mine: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,22 +1,30 @@
-"""Who trains when: runs that the devices' places do not divide evenly take turns at them, so that no device waits for another.
+"""Who trains when: runs that the devices' places do not divide evenly take turns at them, so that no device waits.
 
-With 25 runs on two devices, 13 and 12, one would wait for a run's whole time. In place of that each has 12 places, one run sits
-out at a time, and whoever has most updates before it comes next: all end after 12.5 runs' time. It is the preemptive schedule
-of McNaughton (Management Science 6(1), 1959) in equal steps: as soon as any schedule can end, to a turn.
+With 25 runs on two devices, 13 and 12, one would wait for a run's whole time. In place of that each has 12 places: one run sits
+out the first half of the updates, another the second, and then these two catch up, one on each device. All end after 12.5 runs'
+time. That work which may be interrupted can end so soon, and never sooner, is McNaughton's theorem (Management Science 6(1),
+1959).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-CHUNK = 250
-"""Updates between two looks at the losses, and those that a line of losses.csv takes the mean of."""
+SECONDS = 3.0
+"""From one look at the losses to the next: what a call of the devices costs by itself, some milliseconds, is little of that."""
 
-LOOKS = 100
-"""Of long runs, the most looks: each costs some milliseconds, so more updates then lie between two of them."""
+FEWEST = 64
+"""Updates of a run in a call that is not its last, however long they take: to go from run to run has its price too, of some
+updates of the smallest heads. As many are in the first call, before anything is known of their pace."""
+
+ROWS = 100_000
+"""The most batches in a call, of all its runs: they lie in memory twice."""
+
+LEAST = 250
+"""Updates of a run for which a call has room in any case."""
 
 TURNS = 24
-"""The most turns of a run: each carries states from device to device, and the last may leave one device idle."""
+"""The most turns of a run: they carry states from device to device, which costs some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -26,33 +34,34 @@ class Course:
     places: int
     """Runs that each device has at a time."""
     turn: int
-    """Updates of a run after which places change hands; whole looks."""
+    """Updates of a run after which places change hands."""
     look: int
-    """Updates of a run between two looks at the losses."""
-
-    def within(self, updates: int) -> "Course":
-        """The same with no more than so many updates between two looks."""
-        look = min(self.look, updates)
-        return Course(self.places, -(-self.turn // look) * look, look)
+    """The most updates of a run in a call of the devices, after which its losses are looked at."""
 
 
-def course_of(updates: Sequence[int], devices: int, places: int, chunk: int = CHUNK) -> Course:
-    """A course for runs of these lengths, with about `chunk` updates or more between two looks."""
-    seats, longest = devices * places, max(updates)
+@dataclass
+class Pace:
+    """How many updates of a run the next call should have, so that it takes `seconds`, or a little longer."""
+
+    updates: int = FEWEST
+    seconds: float = SECONDS
+
+    def heard(self, updates: int, seconds: float) -> None:
+        """Of a call what it had and what it took."""
+        self.updates = max(FEWEST, round(updates * self.seconds / max(seconds, 1e-6)))
+
+
+def course_of(updates: Sequence[int], devices: int, places: int, parallel: int = 1, most: int = 0) -> Course:
+    """A course for runs of these lengths; where `most` is given, with no more updates of a run in a call."""
+    at_once, longest = devices * parallel, max(updates)
     turns = 1
     if len(set(updates)) > 1:
         turns = TURNS  # so that devices whose runs are short get others'
-    elif len(updates) > seats:
-        turns = min(TURNS, seats // gcd(len(updates), seats))  # after so many all runs have had as many
-    turn = -(-longest // turns)
-    looks = max(1, round(turn / updates_a_look(longest, chunk)))
-    look = -(-turn // looks)
-    return Course(places, looks * look, look)
-
-
-def updates_a_look(longest: int, least: int = CHUNK) -> int:
-    """Updates between two looks, where the longest run has so many: equal chunks compile once and waste next to nothing."""
-    return -(-longest // -(-longest // max(least, -(-longest // LOOKS))))
+    elif len(updates) > devices * places:
+        # Then all devices pass through as many runs in the last turn too, be it full or not.
+        turns = min(TURNS, at_once // gcd(len(updates), at_once))
+    turn, look = -(-longest // turns), max(LEAST, ROWS // (devices * places))
+    return Course(places, turn, min(turn, look, most or look))
 
 
 def places_for(runs: int, devices: int, parallel: int) -> int:

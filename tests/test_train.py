@@ -95,7 +95,7 @@ def test_a_run_among_others_is_that_run_by_itself():
         state = train.start(module, tx, (frames,), train.run_key(run.seed, run.fold, 0))
         plan = batches(run.train, 6, 0, 30, run.seed, run.fold, 0)
         state, losses = jax.jit(partial(train.advance, module, tx))((frames,), labels, standard, state, plan)
-        logits = train.predict(module, (frames,), standard, state.params, run.test)
+        logits = train.predict(module, (frames,), standard, state.params, jnp.asarray(run.test))
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), row_of(found, number), (state.params, logits, losses))
 
 

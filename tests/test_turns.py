@@ -41,8 +41,8 @@ def test_runs_of_one_length_end_as_soon_as_any_schedule_can(runs: int, count: in
     done, seconds, number = times_of([updates] * runs, count, course)
     assert done == [updates] * runs
     soonest = max(updates, runs * updates / count)
-    share = count * course.places // gcd(runs, count * course.places)
-    divide = runs <= count * course.places or (share <= turns.TURNS and updates == share * course.turn)
+    share = count // gcd(runs, count)
+    divide = runs <= count * course.places or updates == share * course.turn
     assert soonest <= seconds <= (soonest if divide else soonest + course.turn)
     assert seconds <= ceil(runs / count) * updates  # without turns
     if runs % count == 0 or runs < count:
@@ -51,7 +51,7 @@ def test_runs_of_one_length_end_as_soon_as_any_schedule_can(runs: int, count: in
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 4))
 def test_runs_of_any_lengths_are_all_trained_and_no_device_has_two_more(lengths: list[int], count: int, parallel: int):
-    course = turns.course_of(lengths, count, turns.places_for(len(lengths), count, parallel), chunk=7)
+    course = turns.course_of(lengths, count, turns.places_for(len(lengths), count, parallel), parallel)
     for order in turns.seatings(lengths, count, course):
         blocks = [order[device * course.places : (device + 1) * course.places] for device in range(count)]
         there = [sum(run is not None for run in block) for block in blocks]
@@ -60,7 +60,7 @@ def test_runs_of_any_lengths_are_all_trained_and_no_device_has_two_more(lengths:
 
 
 def test_short_runs_go_to_the_device_with_the_long_one():
-    course = turns.course_of([1, 4, 7, 4], 2, 2, chunk=1)
+    course = turns.course_of([1, 4, 7, 4], 2, 2)
     assert next(turns.seatings([1, 4, 7, 4], 2, course)) == [2, 0, 1, 3]
 
 
@@ -91,22 +91,20 @@ def test_runs_sit_out_where_that_spares_a_pass(runs: int, count: int, parallel: 
     assert turns.places_for(runs, count, parallel) == places
 
 
-@pytest.mark.parametrize("longest", [1, 249, 250, 251, 2_000, 8_000, 40_000, 80_001])
-def test_long_runs_are_looked_at_a_hundred_times_and_short_ones_every_250_updates(longest: int):
-    updates = turns.updates_a_look(longest)
-    looks = -(-longest // updates)
-    assert looks == min(100, -(-longest // 250))
-    assert 0 <= looks * updates - longest < looks  # nearly nothing is wasted
-    assert turns.course_of([longest] * 4, 2, 2).look == updates  # also where all have places
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 90_000), st.integers(0, 400))
+def test_a_call_has_room_for_no_more_than_a_turn_and_some_memory(runs: int, count: int, updates: int, most: int):
+    places = turns.places_for(runs, count, 1)
+    look = turns.course_of([updates] * runs, count, places, most=most).look
+    assert 1 <= look <= min(updates, most or updates)
+    assert look <= turns.LEAST or look * count * places <= turns.ROWS
 
 
-@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 90_000), st.integers(1, 400))
-def test_a_turn_is_whole_looks_and_wastes_next_to_nothing(runs: int, count: int, updates: int, most: int):
-    course = turns.course_of([updates] * runs, count, turns.places_for(runs, count, 1))
-    assert course.turn % course.look == 0
-    assert -(-updates // course.look) * course.look - updates < course.look
-    assert course.look <= 1.5 * turns.updates_a_look(updates)
-    within = course.within(most)
-    assert within.look == min(course.look, most)
-    assert within.turn % within.look == 0
-    assert 0 <= within.turn - course.turn < within.look
+def test_calls_take_the_seconds_asked_for():
+    pace = turns.Pace(seconds=2.0)
+    for _ in range(5):  # five milliseconds a call, and one an update
+        pace.heard(pace.updates, 0.005 + 0.001 * pace.updates)
+    assert abs(pace.updates - 1995) < 1
+    pace.heard(pace.updates, 1e4)
+    assert pace.updates == turns.FEWEST
+    pace.heard(1, 0.0)
+    assert pace.updates > turns.FEWEST
