@@ -50,10 +50,10 @@ OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
 RUNS = (1, 5, 25, 125)
 GROWTH = (25, 125)
 """Numbers of runs whose times are set beside each other."""
-GROWTH_TURN = 6.0
+GROWTH_TURN = 4.0
 """Seconds that either has in a round, longer than a turn since what is looked for is a few per cent."""
-SETTLING = 4
-"""Calls after which their pace is found."""
+SETTLING = 3
+"""Calls that are not timed: the first compiles, and then the pace is found."""
 TRIAL = 4
 """Updates of a first, short turn, which compiles, and the fewest of any."""
 ENDLESS = 10**12
@@ -127,24 +127,27 @@ def main(config: Config) -> None:
 def growth_of(cell: Cell, config: Config) -> dict[int, list[float]]:
     """Seconds of an update of one run among few and among many, round by round.
 
-    Both go as the commands do, in calls of some seconds. They alternate call by call, so that a machine whose speed drifts
-    drifts for both. Each round makes everything anew: where in memory things come to lie moves some cells by a tenth.
+    Both go as the commands do, in calls of some seconds; where many runs would take longer than that, both in calls of as many
+    updates as they make in the time. They alternate call by call, so that a machine whose speed drifts drifts for both. Each
+    round makes everything anew: where in memory things come to lie moves some cells by a tenth.
     """
+    few, many = GROWTH
+    _, _, updates = filling(partial(our_turn, "jaxser", cell, many), turns.SECONDS, turns.FEWEST)
+    updates = updates if updates < turns.FEWEST else 0
     found: dict[int, list[float]] = {runs: [] for runs in GROWTH}
     for _ in range(config.rounds):
-        turns_of = {runs: our_turn("jaxser", cell, runs) for runs in GROWTH}
+        turns_of = {runs: our_turn("jaxser", cell, runs, updates) for runs in GROWTH}
         for turn in turns_of.values():
             for _ in range(SETTLING):
                 turn()
-        updates, seconds = dict.fromkeys(GROWTH, 0), dict.fromkeys(GROWTH, 0.0)
+        done, seconds = dict.fromkeys(GROWTH, 0), dict.fromkeys(GROWTH, 0.0)
         while min(seconds.values()) < GROWTH_TURN:
             for runs, turn in turns_of.items():
                 began = time.perf_counter()
-                updates[runs] += turn()
+                done[runs] += sum(turn() for _ in range(many // runs if updates else 1))
                 seconds[runs] += time.perf_counter() - began
         for runs in GROWTH:
-            found[runs].append(seconds[runs] / updates[runs])
-    few, many = GROWTH
+            found[runs].append(seconds[runs] / done[runs])
     say(f"{cell.name}: a run of {many} costs {np.median(growth(found)):.3f} times one of {few}")
     return found
 

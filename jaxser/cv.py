@@ -60,8 +60,8 @@ class Config(extract.Config):
     """Train one more head, on all data, and keep it in the model too: implies --save."""
     state_seconds: float = 30.0
     """Seconds of training, at the least, from one saved state to the next: what a kill can lose. A state is saved where
-    progress is told, every 250 updates of all runs or, of long runs, a hundred times. They lie in the run folder while it is
-    under way; the same command goes on from the last one, and ends with the same bits."""
+    progress is told, every three seconds, or after 64 updates of all runs where these take longer. They lie in the run folder
+    while it is under way; the same command goes on from the last one, and ends with the same bits."""
     out: Path | None = None
     """The run folder itself. Default: runs/<hash of the configuration>."""
 

@@ -86,9 +86,9 @@ def test_same_call_same_bits():
 
 def test_a_run_among_others_is_that_run_by_itself():
     # One of seven, which take turns on two devices, against the pure functions called once, for all of its updates.
-    frames, labels = problem()
     runs, tx, module = runs_of(7), optax.adam(1e-2), HEADS["mlp"].module(3, 0.2)
     found = trained("mlp", runs)
+    frames, labels = jax.tree.map(jnp.asarray, problem())
     for number in (0, 6):
         run = runs[number]
         standard = (standardisation(moments(frames), run.train),)
