@@ -64,6 +64,13 @@ def test_short_runs_go_to_the_device_with_the_long_one():
     assert next(turns.seatings([1, 4, 7, 4], 2, course)) == [2, 0, 1, 3]
 
 
+def test_a_run_moves_where_another_device_would_idle():
+    # In the end three runs are left, and two of them had places on one device.
+    *_, before, last = turns.seatings([3, 5, 4, 3, 3, 4, 4], 3, Course(places=2, turn=2, look=1))
+    assert before == [1, 4, 2, 6, 5, 0]
+    assert last == [1, None, 3, None, 4, None]
+
+
 @given(st.integers(1, 60), st.integers(1, 5))
 def test_the_first_turn_is_as_runs_are_dealt(runs: int, count: int):
     course = turns.course_of([9] * runs, count, turns.places_for(runs, count, 1))
