@@ -1,4 +1,5 @@
-"""What `benchmarks.train` times: random frames with the lengths of a real corpus, the runs on them, the work of an update."""
+"""What `benchmarks.train` and `benchmarks.growth` time: random frames with the lengths of a real corpus, runs on them, the work
+of an update."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,10 @@ from jaxser.architecture import LARGE, NANO
 from jaxser.heads import DROPOUT, HEADS, mlp_width
 from jaxser.standards import Standard, moments, standardisation
 from jaxser.store import Frames, frame_mask
+
+HEADS_TIMED = ("mean", "meanmax", "attention", "mlp", "bilstm", "aligned")
+CELLS = tuple(f"{head} {kind}" for head in HEADS_TIMED for kind in ("lld", "nano"))
+"""Table 1's heads and the recurrent ones, each with both kinds of features."""
 
 FOLDS, CLASSES = 5, 4
 CROP_SECONDS = 5.0
