@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing.pool import IMapIterator, Pool
@@ -21,6 +22,9 @@ from jaxser.store import Entry
 
 PART = 128
 """Utterances a part: what a kill can lose, some seconds of work."""
+
+ALONE = 2.0
+"""Seconds that this process works by itself before it starts others, which takes about as long: few files need no more."""
 
 
 def settings(
@@ -55,20 +59,26 @@ def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
 def compute(parts: Sequence[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any]) -> Iterator[list[Entry]]:
     """The descriptors of the files, a part at a time. `jobs` is the number of processes, `bar` whether there is to be a bar.
 
-    One process is this one: for a single file, starting another takes longer than the work.
+    One process is this one, which also begins alone.
     """
     tasks = [task for part in parts for task in part]
     if not tasks:
         return
     hidden = not (bar and sys.stderr.isatty())
-    one, count = partial(_lld_of, settings=settings), min(jobs, len(tasks))
-    with (
-        nullcontext() if count == 1 else _workers(count) as pool,
-        tqdm(total=len(tasks), desc="lld", unit="file", disable=hidden, leave=False) as shown,
-    ):
-        entries = _counted(_watched(pool.imap(one, tasks)) if pool else map(one, tasks), shown)
+    with tqdm(total=len(tasks), desc="lld", unit="file", disable=hidden, leave=False) as shown:
+        entries = _counted(_shared(partial(_lld_of, settings=settings), tasks, jobs), shown)
         for part in parts:
             yield list(islice(entries, len(part)))
+
+
+def _shared(one: Callable[[Task], Entry], tasks: Sequence[Task], jobs: int) -> Iterator[Entry]:
+    began, done = time.monotonic(), 0
+    while done < len(tasks) and (min(jobs, len(tasks) - done) == 1 or time.monotonic() - began < ALONE):
+        yield one(tasks[done])
+        done += 1
+    if done < len(tasks):
+        with _workers(min(jobs, len(tasks) - done)) as pool:
+            yield from _watched(pool.imap(one, tasks[done:]))
 
 
 @contextmanager

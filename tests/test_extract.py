@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ def run(table: Path, cache: Path, **changes):
     return corpus, features.store, features.contents, corpus.left_out
 
 
-def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path):
+@pytest.mark.parametrize("alone", [0, np.inf], ids=["in other processes", "in this one"])
+def test_features_are_the_descriptors_of_each_file(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float):
+    monkeypatch.setattr(extract_lld, "ALONE", alone)
     corpus, store, contents, left_out = run(table, tmp_path / "cache")
     assert not left_out
     frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
@@ -95,9 +99,40 @@ def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
         run(table, tmp_path / "cache", strict=True)
 
 
+def test_few_files_start_no_process_and_many_do(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock, before = iter(range(100)), extract_lld._lld_of
+    started, there = [], []
+    monkeypatch.setattr(extract_lld, "time", SimpleNamespace(monotonic=lambda: next(clock) / 10))
+    monkeypatch.setattr(extract_lld, "_lld_of", lambda *work, **settings: (there.append(1), before(*work, **settings))[1])
+
+    class Pool:
+        imap = staticmethod(map)
+
+    @contextmanager
+    def workers(count: int):
+        started.append((count, len(there)))
+        yield Pool()
+
+    monkeypatch.setattr(extract_lld, "_workers", workers)
+    monkeypatch.setattr(extract_lld, "_watched", iter)
+    few = table.with_name("few.csv")
+    few.write_text("\n".join(table.read_text().splitlines()[:20]))
+    run(few, tmp_path / "few")
+    assert (started, len(there)) == ([], 19)
+    there.clear()
+    run(table, tmp_path / "many")
+    assert (started, len(there)) == ([(2, 19)], 48)  # 19 are begun before two seconds are over
+
+
+OTHERS_AT_ONCE = "from jaxser import extract_lld; extract_lld.ALONE = 0; "
+COMMAND = "from jaxser import command, cv; command.run_command('jaxser.cv', cv.Config, cv.main)"
+
+
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("delay", [0.3, 0.9, 1.5, 2.2, 3.0])
-def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_path: Path, delay: float):
+@pytest.mark.parametrize(
+    ("delay", "before"), [(0.1, ""), (0.9, ""), (0.3, OTHERS_AT_ONCE), (1.5, OTHERS_AT_ONCE), (2.2, OTHERS_AT_ONCE)]
+)
+def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_path: Path, delay: float, before: str):
     flags = [
         "--corpus",
         "csv",
@@ -112,7 +147,8 @@ def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_pat
         "--updates",
         "100000",
     ]
-    process = subprocess.Popen([sys.executable, "-m", "jaxser.cv", *map(str, flags)], stderr=subprocess.PIPE, text=True)
+    line = [sys.executable, "-c", before + COMMAND, *map(str, flags)]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("cache/features/*/provenance.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
