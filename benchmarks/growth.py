@@ -12,17 +12,20 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from benchmarks.calls import filling, our_turn
+from benchmarks.calls import Turn, filling, our_turn, pace_of
 from benchmarks.cells import CELLS, Cell
 from benchmarks.timing import OtherLoad, conclude, machine, run_benchmark, say, stamp, table
 from jaxser import devices, turns
 
-GROWTH = (25, 125)
+FEW, MANY = 25, 125
 """Numbers of runs whose times are set beside each other."""
-GROWTH_TURN = 4.0
-"""Seconds that either has in a round, at the least."""
-SETTLING = 3
-"""Calls that are not timed: the first compiles, and then the pace is found."""
+SIDES = {"few": FEW, "again": FEW, "many": MANY}
+"""What is timed. Few runs stand beside themselves too: what the machine alone makes of a ratio whose value is one."""
+CALL = 0.5
+"""Seconds of a call, about, where an update of all runs takes no longer: the sides alternate call by call, and a machine's
+speed changes from second to second."""
+ROUND = 6.0
+"""Seconds that each side has in a round, at the least."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Config:
     size: Literal["ravdess", "iemocap"] = "ravdess"
     """Whose number of utterances and whose lengths."""
     rounds: int = 5
-    """How often both have their turns."""
+    """How often everything is made anew and timed."""
     json: Path | None = None
     """Write everything measured to this file as well."""
 
@@ -51,48 +54,54 @@ def main(config: Config) -> None:
     conclude(found, report(found), config.json)
 
 
-def growth_of(cell: Cell, rounds: int) -> dict[int, list[float]]:
-    """Seconds of an update of one run among few and among many, round by round.
+def growth_of(cell: Cell, rounds: int) -> dict[str, list[float]]:
+    """Seconds of an update of one run on each side, round by round: the median of its calls, which alternate with the others'.
 
-    Both go as the commands do, in calls of some seconds; where many runs would take longer than that, both in calls of as many
-    updates as they make in the time. They alternate call by call, so that a machine whose speed drifts drifts for both. Each
-    round makes everything anew: where in memory things come to lie moves some cells by a tenth.
+    Each round makes everything anew, in another order: where in memory things come to lie moves some cells by a tenth.
     """
-    few, many = GROWTH
-    _, _, updates = filling(partial(our_turn, "jaxser", cell, many), turns.SECONDS, turns.FEWEST)
-    updates = updates if updates < turns.FEWEST else 0
-    found: dict[int, list[float]] = {runs: [] for runs in GROWTH}
-    for _ in range(rounds):
-        turns_of = {runs: our_turn("jaxser", cell, runs, updates) for runs in GROWTH}
-        for turn in turns_of.values():
-            for _ in range(SETTLING):
-                turn()
-        done, seconds = dict.fromkeys(GROWTH, 0), dict.fromkeys(GROWTH, 0.0)
-        while min(seconds.values()) < GROWTH_TURN:
-            for runs, turn in turns_of.items():
-                began = time.perf_counter()
-                done[runs] += sum(turn() for _ in range(many // runs if updates else 1))
-                seconds[runs] += time.perf_counter() - began
-        for runs in GROWTH:
-            found[runs].append(seconds[runs] / done[runs])
-    say(f"{cell.name}: a run of {many} costs {np.median(growth(found)):.3f} times one of {few}")
+    few_calls, updates = _calls_of(cell)
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(rounds):
+        order = np.roll(list(SIDES), number)
+        sides = {side: our_turn("jaxser", cell, SIDES[side], updates[SIDES[side]]) for side in order}
+        for turn in sides.values():
+            turn()  # compiles
+        paces: dict[str, list[float]] = {side: [] for side in SIDES}
+        began = time.monotonic()
+        while time.monotonic() - began < len(SIDES) * ROUND:
+            for side in order:
+                paces[side].append(pace_of(sides[side], 1 if side == "many" else few_calls))
+            order = order[::-1]
+        for side in SIDES:
+            found[side].append(float(np.median(paces[side])))
+    say(f"{cell.name}: a run of {MANY} costs {np.median(beside(found, 'many')):.3f} times one of {FEW}")
     return found
 
 
-def growth(of: Mapping[int, Sequence[float]]) -> np.ndarray:
-    """What a run of many costs beside one of few, round by round."""
-    few, many = (np.array(of[runs]) for runs in GROWTH)
-    return many / few
+def _calls_of(cell: Cell) -> tuple[int, dict[int, int]]:
+    """In how many calls few runs make the updates of one call of many, and the updates of a run in a call of either."""
+    make: partial[Turn] = partial(our_turn, "jaxser", cell, 2)
+    _, _, of_two = filling(make, CALL, turns.ROWS // 2)
+    updates = max(1, round(2 * of_two / MANY))
+    if updates < turns.FEWEST:  # to go from run to run has its price: both go as often for as many updates
+        return MANY // FEW, {FEW: updates, MANY: updates}
+    return 1, {FEW: updates * MANY // FEW, MANY: updates}  # the call itself has: both make as many updates in one
+
+
+def beside(of: Mapping[str, Sequence[float]], side: str) -> np.ndarray:
+    """What a run of one side costs beside one of few, round by round."""
+    return np.array(of[side]) / np.array(of["few"])
 
 
 def report(found: dict[str, Any]) -> str:
     """Everything as Markdown."""
-    few, many = GROWTH
-    header = ["cell", f"us an update, {few} runs", f"{many} runs", f"{many} beside {few}", "lowest", "highest"]
+    header = ["cell", f"us an update, {FEW} runs", f"{MANY} runs", f"{MANY} beside {FEW}", "lowest", "highest"]
+    header += [f"{FEW} beside {FEW}", "lowest", "highest"]
     rows = []
     for name, of in found["seconds_of_an_update"].items():
-        each, medians = growth(of), [f"{1e6 * np.median(of[runs]):.1f}" for runs in GROWTH]
-        rows.append([name, *medians, *(f"{value:.3f}" for value in (np.median(each), each.min(), each.max()))])
+        medians = [f"{1e6 * np.median(of[side]):.1f}" for side in ("few", "many")]
+        ratios = [beside(of, side) for side in ("many", "again")]
+        rows.append([name, *medians, *(f"{f(each):.3f}" for each in ratios for f in (np.median, np.min, np.max))])
     return "\n".join([*stamp(found), "", table(header, rows)])
 
 

@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("jaxser")
 
 LITTLE = dataclasses.replace(
     NANO,
-    conv_feature_layers=((8, 10, 5), (8, 8, 4), (16, 4, 2), (16, 4, 2), (16, 4, 2)),
+    conv_feature_layers=((8, 10, 5), (16, 92, 32)),
     conv_aggregator_layers=((16, 2, 1), (16, 3, 1)),
 )
 """A wav2vec that compiles in a second and sees what all do: 465 samples a frame, one each 160."""

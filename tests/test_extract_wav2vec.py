@@ -206,7 +206,7 @@ def contents_of(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.glob("features/*/*") if not path.name.startswith(".")}
 
 
-KILLS = 5
+KILLS = 3
 """test_kills.py has more, of all commands."""
 
 

@@ -75,7 +75,7 @@ def test_exactly_two_commands_to_begin_with():
     blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert [block.count("\n") for block in blocks] == [1, 1]
     assert blocks[0].endswith("python -m jaxser.cv\n")
-    assert blocks[1].endswith("python -m pytest\n")
+    assert blocks[1].endswith("python -m pytest -n 2\n")
 
 
 def test_defaults_are_those_of_the_code():
