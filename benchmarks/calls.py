@@ -43,9 +43,9 @@ def filling(make: Callable[[int], Turn], seconds: float, most: int) -> tuple[flo
     return first, turn, updates
 
 
-def our_turn(system: str, cell: Cell, count: int, updates: int = 0) -> Turn:
-    """A call of the program that `ensemble.train_runs` makes of the runs, with what comes between it and the next: of so many
-    updates of a run, or, where none are given, of as many as the commands would take."""
+def our_turn(system: str, cell: Cell, count: int, updates: int) -> Turn:
+    """A call of the program that `ensemble.train_runs` makes of the runs, of so many updates of each, with what comes between
+    it and the next."""
     inputs, labels = cell.corpus()
     runs = cell.runs(count, cell.updates)
     model, tx = HEADS[cell.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
@@ -54,11 +54,10 @@ def our_turn(system: str, cell: Cell, count: int, updates: int = 0) -> Turn:
     standards = jax.tree.map(lambda *leaves: np.stack(leaves), *standards_of(inputs, runs))
     size, parallel = of_all.mesh.size, parallel_of(system, count)
     course = turns.course_of([cell.updates] * count, size, turns.places_for(count, size, parallel), parallel, updates)
-    course = replace(course, look=updates or course.look)
+    course = replace(course, look=updates)
     runs = [replace(run, updates=ENDLESS) for run in runs]
     resting, none = program.started(of_all, runs), np.zeros(count, np.int64)
-    seconds = np.inf if updates else turns.SECONDS
-    calls = program.looks(of_all, runs, standards, course, parallel, resting, none, seconds)
+    calls = program.looks(of_all, runs, standards, course, parallel, resting, none, np.inf)
     return lambda: sum(map(len, next(calls).losses.values()))
 
 
