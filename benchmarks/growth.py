@@ -24,7 +24,7 @@ SIDES = {"few": FEW, "again": FEW, "many": MANY}
 CALL = 0.5
 """Seconds of a call, about, where an update of all runs takes no longer: the sides alternate call by call, and a machine's
 speed changes from second to second."""
-ROUND = 6.0
+ROUND = 4.0
 """Seconds that each side has in a round, at the least."""
 
 
