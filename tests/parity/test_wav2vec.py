@@ -25,7 +25,7 @@ SHAPES = {
 # Narrow, with widths that change and repeat, so that every path of the flags is taken: residuals with and without projection.
 NARROW = {
     "conv_feature_layers": "[(24, 10, 5), (32, 8, 4), (32, 4, 2), (32, 4, 2), (32, 4, 2), (32, 1, 1)]",
-    "conv_aggregator_layers": "[(32, 2, 1), (48, 3, 1), (48, 5, 1), (32, 9, 1), (32, 13, 1)]",
+    "conv_aggregator_layers": "[(32, 2, 1), (48, 3, 1), (48, 5, 1), (32, 13, 1)]",
 }
 
 FLAGS = {
@@ -182,9 +182,12 @@ def test_every_layer_in_float64(pair, twins, shape: str, signal: str, monkeypatc
 @pytest.mark.parametrize("signal", ["465 samples", "625 samples", "12345 samples"])
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_flag(pair, twins, flag: str, signal: str, monkeypatch: pytest.MonkeyPatch):
-    made = pair(flag, NARROW | FLAGS[flag])
-    compare_in_float32(made, SIGNALS[signal])
-    compare_in_float64(made, twins, SIGNALS[signal], monkeypatch)
+    compare_in_float64(pair(flag, NARROW | FLAGS[flag]), twins, SIGNALS[signal], monkeypatch)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_in_float32(pair, flag: str):
+    compare_in_float32(pair(flag, NARROW | FLAGS[flag]), SIGNALS["12345 samples"])
 
 
 def test_a_ragged_batch_is_its_members_alone(pair, twins):
