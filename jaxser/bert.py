@@ -170,8 +170,8 @@ def load(model: Model) -> Encoder:
         raise WorkError(f"{model.folder} cannot be read as BERT: {str(error).splitlines()[0]}") from None
     params = jax.tree_util.tree_map_with_path(partial(_wanted_of, tensors, model.folder), flax.params_shape_tree)
     mesh = Mesh(np.array(devices.for_batches()), ("batch",))
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    return Encoder(tokenizer, config.max_position_embeddings, jax.jit(partial(_hidden, flax.module)), params, mesh)
+    params, hidden = devices.on_all(params, mesh), jax.jit(partial(_hidden, flax.module))
+    return Encoder(tokenizer, config.max_position_embeddings, hidden, params, mesh)
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What programs run on: a CPU's cores as devices, how much memory a device has for frames, and compiled programs kept."""
+"""What programs run on: a CPU's cores as devices, what all devices have, how much memory they have for frames, and compiled
+programs kept."""
 
 import os
 import platform
@@ -7,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxser.command import workers
 from jaxser.digests import text_digest
+from jaxser.store import ALIGNMENT, aligned
 
 SHARE = 0.6
 """Of a device's free memory, what frames may take; the rest is for training."""
@@ -63,11 +68,30 @@ def free_memory(device: Any) -> int | None:
     return memory["bytes_limit"] - memory["bytes_in_use"]
 
 
-def memory_for_frames(device: Any) -> float:
-    """Bytes that frames may take on a device where nobody says."""
+def on_all(tree: Any, mesh: Mesh) -> Any:
+    """Arrays whole on all devices of a mesh. The devices of a CPU share them where they lie, so nobody may write to them later:
+    however many cores there are, there is one copy, and where they do not begin as jax wants it a second."""
+    if mesh.devices.flat[0].platform == "cpu":
+        tree = jax.tree.map(_where_it_may_stay, tree)
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def _where_it_may_stay(leaf: Any) -> np.ndarray:
+    x = np.asarray(leaf)
+    if x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
+        return x
+    moved = aligned(x.shape, x.dtype)
+    moved[...] = x
+    return moved
+
+
+def memory_for_frames(device: Any, apart: bool = False) -> float:
+    """Bytes that frames may take on a device where nobody says. `apart`: where each device has some of its own, which makes a
+    difference on a CPU, whose devices share the machine's memory."""
     free = free_memory(device)
-    if free is None:  # a CPU's devices share the machine's memory, and each has a copy
-        free = _available() / jax.local_device_count()
+    if free is None:
+        together = device.platform == "cpu" and not apart
+        free = _available() / (1 if together else jax.local_device_count())
     return SHARE * free
 
 

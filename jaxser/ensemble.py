@@ -85,11 +85,11 @@ def train_runs(
     # Two devices at the least, though one stays idle: XLA compiles for one alone in another way, and other bits come out.
     mesh = Mesh(np.array(jax.local_devices()[: max(2, len(runs))]), ("runs",))
     rooms = program.rooms_of(inputs[0], runs, batch_size) if hasattr(model, "room") else ()
-    limit, table = memory * 2**30 or devices.memory_for_frames(mesh.devices.flat[0]), 0
-    if sum(frames.x.nbytes for frames in inputs) <= limit:
+    limit, table, device = memory * 2**30, 0, mesh.devices.flat[0]
+    if sum(frames.x.nbytes for frames in inputs) <= (limit or devices.memory_for_frames(device)):
         inputs = tuple(Frames(np.asarray(f.x), np.asarray(f.mask)) for f in inputs)
     else:
-        table = streams.rows_of_a_table(inputs, limit, batch_size)
+        table = streams.rows_of_a_table(inputs, limit or devices.memory_for_frames(device, apart=True), batch_size)
     of_all = program.Program(model, tx, inputs, labels, batch_size, mesh, rooms, table)
     standard = jax.tree.map(lambda *leaves: np.stack(leaves), *standards)
     resting = program.started(of_all, runs)

@@ -70,7 +70,7 @@ class Program:
     @cached_property
     def resident(self) -> tuple[Any, ...]:
         """Frames and labels on all devices, where they stay."""
-        return () if self.table else jax.device_put((self.inputs, self.labels), self.whole)
+        return () if self.table else devices.on_all((self.inputs, self.labels), self.mesh)
 
     def placed(self, rows: np.ndarray) -> tuple[Any, jax.Array]:
         """The frames and labels that these rows need, and where the rows are in them."""

@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
+from numpy.typing import DTypeLike
 
 from jaxser.digests import text_digest
 from jaxser.errors import WorkError
 from jaxser.files import begun, json_of, write_json
+
+ALIGNMENT = 64
+"""Bytes. An array that begins at a multiple of so many is used by jax on a CPU where it lies, by all devices; of any other each
+makes a copy (`devices.on_all`)."""
 
 
 class Frames(NamedTuple):
@@ -195,7 +200,7 @@ class OnDisk:
         return len(self.rows)
 
     def __getitem__(self, rows: Int[np.ndarray, " k"]) -> Float32[np.ndarray, "k t d"]:
-        x = np.zeros((len(rows), *self.shape[1:]), np.float32)
+        x = aligned((len(rows), *self.shape[1:]), np.float32)
         for number, out in zip(rows, x, strict=True):
             row = self.rows[number]
             frames = averaged(self._parts[row.part][row.start : row.start + row.count], self.average)
@@ -204,6 +209,15 @@ class OnDisk:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[np.arange(len(self))]
+
+
+def aligned(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """Zeros that begin at a multiple of ALIGNMENT bytes, as `numpy.zeros` does not promise."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    room = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(kind).reshape(shape)
 
 
 def averaged(frames: Float32[np.ndarray, "t d"], count: int) -> Float32[np.ndarray, "s d"]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxser import checkpoint, devices
@@ -115,8 +115,7 @@ def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Pre
     mesh = Mesh(np.array(devices.for_batches()), ("batch",))
     if on_cpu:
         params = spectral_params(config, params)
-    params = jax.device_put(dict(params), NamedSharding(mesh, PartitionSpec()))
-    return Encoder(config, params, digest, precision, model, mesh)
+    return Encoder(config, devices.on_all(dict(params), mesh), digest, precision, model, mesh)
 
 
 def load(weights: str | Path, precision: Precision = "float32") -> Encoder:

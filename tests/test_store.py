@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxser.errors import WorkError
-from jaxser.store import Entry, averaged, blocks, folder_of, load_frames, open_store, write_part
+from jaxser.store import ALIGNMENT, Entry, aligned, averaged, blocks, folder_of, load_frames, open_store, write_part
 
 SETTINGS = {"extractor": "lld", "width": 3, "window_ms": 50.0}
 
@@ -35,6 +35,7 @@ def test_round_trip_in_any_order(tmp_path: Path):
     np.testing.assert_array_equal(frames.x[np.array([2, 0])], x[[2, 0]])
     assert frames.x.nbytes == x.nbytes
     assert [len(some.x) for some in blocks(frames, 3)] == [3, 1]
+    assert x.ctypes.data % ALIGNMENT == 0
 
 
 def test_other_settings_are_another_store(tmp_path: Path):
@@ -116,6 +117,13 @@ def test_averaged_frames_worked_by_hand(tmp_path: Path):
     found = load_frames(open_store(tmp_path, SETTINGS | {"width": 1}), ["a", "b"], average=2)
     np.testing.assert_array_equal(found.mask, [[1, 1, 1], [1, 1, 0]])
     np.testing.assert_array_equal(np.asarray(found.x)[..., 0], [[2, 6, 9], [3, 6, 0]])
+
+
+@given(st.lists(st.integers(1, 9), max_size=3), st.sampled_from([np.bool_, np.int32, np.float32, np.float64]))
+def test_aligned_arrays_are_zeros_that_begin_where_jax_takes_them(shape: list[int], kind: type):
+    some = [aligned(shape, kind) for _ in range(3)]
+    for x in some:
+        assert (x.shape, x.dtype, x.ctypes.data % ALIGNMENT) == (tuple(shape), kind, 0)
 
 
 @given(st.integers(1, 7), st.integers(1, 23))
