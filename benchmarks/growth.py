@@ -18,19 +18,18 @@ from jaxser import devices, turns
 
 FEW, MANY = 25, 125
 """Numbers of runs whose times are set beside each other."""
-SIDES = {"few": FEW, "again": FEW, "many": MANY}
-"""What is timed. Few runs stand beside themselves too: what the machine alone makes of a ratio whose value is one."""
-CALL = 1.0
-"""Seconds of a call, about, where an update of all runs takes no longer. The sides alternate call by call, and each call is set
-beside its neighbours, for a machine that others share changes its speed from second to second; but what a call and going from
-run to run cost by themselves, next to nothing in the command's calls of three seconds, must be little here too."""
-ROUND = 12.0
+SIDES = {"few": FEW, "many": MANY, "again": FEW}
+"""What is timed. Few runs stand on both sides of many, and so beside themselves too: what the machine alone makes of a ratio
+whose value is one."""
+LONGEST = 10.0
+"""Seconds of a call, about. The command's own of many runs of a slow head, with turns.FEWEST updates of each, take minutes."""
+ROUND = 9.0
 """Seconds that each side has in a round, at the least."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Time the training of 25 and of 125 runs. Takes fifty minutes on two cores; nothing else should run meanwhile."""
+    """Time the training of 25 and of 125 runs. Takes forty minutes on two cores; nothing else should run meanwhile."""
 
     cells: tuple[str, ...] = CELLS
     """Heads with their features: lld, nano or large (those of wav2vec)."""
@@ -55,42 +54,40 @@ def main(config: Config) -> None:
 
 
 def growth_of(cell: Cell, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Of each side, round by round: `seconds` of an update of one run, the median of its calls; and `beside`, the median of what
-    it takes in each cycle beside the few runs.
+    """Of each side, round by round: `seconds` of an update of one run, the median of its calls; and what it takes `beside` few
+    runs, the median of the cycles: many beside the mean of the calls before and after, few again beside few.
 
     A cycle is a call of each side, the next one the other way about. Each round makes everything anew, in another order: where
     in memory things come to lie moves some cells by some hundredths.
     """
-    few_calls, updates = _calls_of(cell)
+    updates = _updates_of(cell)
     found: dict[str, dict[str, list[float]]] = {side: {"seconds": [], "beside": []} for side in SIDES}
     for number in range(rounds):
-        order = np.roll(list(SIDES), number)
-        sides = {side: our_turn("jaxser", cell, SIDES[side], updates[SIDES[side]]) for side in order}
+        sides = {side: our_turn("jaxser", cell, SIDES[side], updates[SIDES[side]]) for side in np.roll(list(SIDES), number)}
         for turn in sides.values():
             turn()  # compiles
         paces: dict[str, list[float]] = {side: [] for side in SIDES}
-        began = time.monotonic()
+        order, began = list(SIDES), time.monotonic()
         while time.monotonic() - began < len(SIDES) * ROUND:
             for side in order:
-                paces[side].append(pace_of(sides[side], 1 if side == "many" else few_calls))
+                paces[side].append(pace_of(sides[side]))
             order = order[::-1]
-        for side, of in found.items():
-            of["seconds"].append(float(np.median(paces[side])))
-            of["beside"].append(float(np.median(np.divide(paces[side], paces["few"]))))
+        few, many, again = (np.array(paces[side]) for side in SIDES)
+        for side, beside in {"few": few / few, "many": many / ((few + again) / 2), "again": again / few}.items():
+            found[side]["seconds"].append(float(np.median(paces[side])))
+            found[side]["beside"].append(float(np.median(beside)))
     say(f"{cell.name}: a run of {MANY} costs {np.median(found['many']['beside']):.3f} times one of {FEW}")
     return found
 
 
-def _calls_of(cell: Cell) -> tuple[int, dict[int, int]]:
-    """In how many calls few runs make the updates of one call of many, and the updates of a run in a call of either."""
+def _updates_of(cell: Cell) -> dict[int, int]:
+    """The updates of a run in a call of either number of runs: the command's for many, and as long as that takes for few. So
+    both go from call to call as often, where the devices wait for each other."""
     make: partial[Turn] = partial(our_turn, "jaxser", cell, 2)
-    _, _, of_two = filling(make, CALL, turns.ROWS // 2)
-    updates = round(2 * of_two / MANY)
-    if updates >= turns.FEWEST:  # the command's calls are equally long, whatever the number of runs
-        return 1, {FEW: updates * MANY // FEW, MANY: updates}
-    # Here it makes the fewest updates of a run in each. So many take too long to be timed: half a second of few runs.
-    updates = max(1, round(of_two / FEW))
-    return MANY // FEW, {FEW: updates, MANY: updates}
+    _, _, of_two = filling(make, turns.SECONDS, turns.ROWS // 2)
+    of_many = 2 * of_two / MANY
+    updates = max(1, round(max(of_many, min(turns.FEWEST, of_many * LONGEST / turns.SECONDS))))
+    return {FEW: updates * MANY // FEW, MANY: updates}
 
 
 def report(found: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Ours against fairseq's own code, unmodified: the same weights, saved by torch and read by the real converter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,12 +116,25 @@ def layers_of_fairseq(model, signal: np.ndarray) -> list[np.ndarray]:
     return [*found[1:], c[0].T.numpy()]
 
 
-def layers_of_ours(model: wav2vec.Wav2Vec, params: dict[str, Any], signal: np.ndarray) -> list[np.ndarray]:
+def layers_of_ours(model: wav2vec.Wav2Vec, params: dict[str, Any], signals: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """The same of each signal of a ragged batch."""
+    lengths = np.array([len(signal) for signal in signals])
+    batch = np.stack([np.pad(signal, (0, lengths.max() - len(signal))) for signal in signals])
     apply = jax.jit(lambda params, *batch: model.apply({"params": params}, *batch, mutable="intermediates"))
-    (z, c, _), sown = apply(params, signal[None], np.array([len(signal)]))
-    found = list(sown["intermediates"]["layers"])
-    last = len(model.config.conv_feature_layers) - 1
-    return [np.asarray(x[0]) for x in [*found[:last], z, *found[last + 1 : -1], c]]
+    (z, c, _), sown = apply(params, batch, lengths)
+    found, last = list(sown["intermediates"]["layers"]), len(model.config.conv_feature_layers) - 1
+    layers = [*found[:last], z, *found[last + 1 : -1], c]
+    counts = np.array([frames_of(model.config, len(signal)) for signal in signals])
+    assert [layer.shape[1] for layer in layers] == counts.max(0).tolist()
+    return [[np.asarray(x[i, :t]) for x, t in zip(layers, of, strict=True)] for i, of in enumerate(counts)]
+
+
+def frames_of(config: Architecture, samples: int) -> list[int]:
+    """How many frames each layer has."""
+    found = [samples]
+    for _, kernel, stride in config.conv_feature_layers:
+        found.append((found[-1] - kernel) // stride + 1)
+    return found[1:] + found[-1:] * len(config.conv_aggregator_layers)
 
 
 def worst(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
@@ -131,8 +145,8 @@ def worst(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 def compare_in_float32(pair: Pair, signal: np.ndarray) -> None:
     theirs = layers_of_fairseq(pair.original.float(), signal)
     params, transformed = pair.in_precision(jnp.float32)
-    direct = layers_of_ours(wav2vec.Wav2Vec(pair.config), params, signal)
-    fast = layers_of_ours(wav2vec.Wav2Vec(pair.config, spectral=True), transformed, signal)
+    (direct,) = layers_of_ours(wav2vec.Wav2Vec(pair.config), params, [signal])
+    (fast,) = layers_of_ours(wav2vec.Wav2Vec(pair.config, spectral=True), transformed, [signal])
     z, c, frames = pair.encoder(signal[None], np.array([len(signal)]))
     last = len(pair.config.conv_feature_layers) - 1
     called = [np.asarray(z[0]), np.asarray(c[0])]
@@ -146,7 +160,7 @@ def compare_in_float32(pair: Pair, signal: np.ndarray) -> None:
     assert max(errors.values()) < 5e-5, errors
 
 
-def compare_in_float64(pair: Pair, twins, signal: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def compare_in_float64(pair: Pair, twins, signals: Sequence[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     # The one change to fairseq's code: its Fp32GroupNorm casts to float32 whatever comes in. Here it does not.
     from torch.nn import functional
 
@@ -154,16 +168,17 @@ def compare_in_float64(pair: Pair, twins, signal: np.ndarray, monkeypatch: pytes
         return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     monkeypatch.setattr(twins.fairseq_wav2vec().Fp32GroupNorm, "forward", without_casts)
-    theirs = layers_of_fairseq(pair.original.double(), signal)
     with jax.enable_x64(True):
         params, transformed = pair.in_precision(jnp.float64)
-        doubled = signal.astype(np.float64)
+        doubled = [signal.astype(np.float64) for signal in signals]
         direct = layers_of_ours(wav2vec.Wav2Vec(pair.config, jnp.float64), params, doubled)
         fast = layers_of_ours(wav2vec.Wav2Vec(pair.config, jnp.float64, spectral=True), transformed, doubled)
-    errors = {"direct": worst(direct, theirs), "spectral": worst(fast, theirs)}
-    print("float64:", ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
-    assert direct[-1].dtype == np.float64
-    assert max(errors.values()) < 1e-9, errors
+    for signal, *ours in zip(signals, direct, fast, strict=True):
+        theirs = layers_of_fairseq(pair.original.double(), signal)
+        errors = dict(zip(("direct", "spectral"), (worst(of, theirs) for of in ours), strict=True))
+        print(f"float64, {len(signal)} samples:", ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+        assert {of[-1].dtype for of in ours} == {np.dtype(np.float64)}
+        assert max(errors.values()) < 1e-9, errors
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
@@ -172,17 +187,17 @@ def test_every_layer_in_float32(pair, shape: str, signal: str):
     compare_in_float32(pair(shape, SHAPES[shape]), SIGNALS[signal])
 
 
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("together", [["80000 samples"], [name for name in SIGNALS if name != "80000 samples"]], ids=len)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_layer_in_float64(pair, twins, shape: str, signal: str, monkeypatch: pytest.MonkeyPatch):
-    compare_in_float64(pair(shape, SHAPES[shape]), twins, SIGNALS[signal], monkeypatch)
+def test_every_layer_in_float64(pair, twins, shape: str, together: list[str], monkeypatch: pytest.MonkeyPatch):
+    compare_in_float64(pair(shape, SHAPES[shape]), twins, [SIGNALS[name] for name in together], monkeypatch)
 
 
-# 625 samples leave two frames: there the stride of a skip connection between features is 3 and not the layer's 2.
-@pytest.mark.parametrize("signal", ["465 samples", "625 samples", "12345 samples"])
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag(pair, twins, flag: str, signal: str, monkeypatch: pytest.MonkeyPatch):
-    compare_in_float64(pair(flag, NARROW | FLAGS[flag]), twins, SIGNALS[signal], monkeypatch)
+def test_every_flag(pair, twins, flag: str, monkeypatch: pytest.MonkeyPatch):
+    # 625 samples leave two frames: there the stride of a skip connection between features is 3 and not the layer's 2.
+    signals = [SIGNALS[f"{n} samples"] for n in (465, 625, 12_345)]
+    compare_in_float64(pair(flag, NARROW | FLAGS[flag]), twins, signals, monkeypatch)
 
 
 @pytest.mark.parametrize("flag", FLAGS)
