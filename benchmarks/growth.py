@@ -30,7 +30,7 @@ ROUND = 9.0
 
 @dataclass(frozen=True)
 class Config:
-    """Time the training of 25 and of 125 runs. Takes three quarters of an hour on two cores; nothing else should run then.
+    """Time the training of 25 and of 125 runs. Takes an hour on two cores; nothing else should run then.
 
     Ctrl-C ends it with the cells that are done.
     """
