@@ -35,7 +35,8 @@ def test_round_trip_in_any_order(tmp_path: Path):
     np.testing.assert_array_equal(frames.x[np.array([2, 0])], x[[2, 0]])
     assert frames.x.nbytes == x.nbytes
     assert [len(some.x) for some in blocks(frames, 3)] == [3, 1]
-    assert x.ctypes.data % ALIGNMENT == 0
+    several = [np.asarray(frames.x) for _ in range(9)]  # one alone could begin there by chance
+    assert {each.ctypes.data % ALIGNMENT for each in several} == {0}
 
 
 def test_other_settings_are_another_store(tmp_path: Path):
