@@ -23,7 +23,8 @@ SIDES = {"few": FEW, "many": MANY, "again": FEW}
 """What is timed. Few runs stand on both sides of many, and so beside themselves too: what the machine alone makes of a ratio
 whose value is one."""
 LONGEST = 10.0
-"""Seconds of a call, about. The command's own of many runs of a slow head, with turns.FEWEST updates of each, take minutes."""
+"""Seconds of the longest calls, about: of many runs of a slow head the command's own, turns.FEWEST updates of each, take
+minutes."""
 ROUND = 9.0
 """Seconds that each side has in a round, at the least."""
 

@@ -125,6 +125,9 @@ def test_aligned_arrays_are_zeros_that_begin_where_jax_takes_them(shape: list[in
     some = [aligned(shape, kind) for _ in range(3)]
     for x in some:
         assert (x.shape, x.dtype, x.ctypes.data % ALIGNMENT) == (tuple(shape), kind, 0)
+        assert x.flags.c_contiguous
+        assert not x.any()
+        x[...] = 1  # and they can be written to, each by itself
 
 
 @given(st.integers(1, 7), st.integers(1, 23))

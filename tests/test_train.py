@@ -13,6 +13,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
 from jaxser import devices, ensemble, program, streams, train
 from jaxser.errors import CallError, WorkError
@@ -222,6 +223,15 @@ def test_an_accelerator_takes_as_many_runs_at_once_as_its_memory_holds(monkeypat
     found = trained("mlp", runs_of(3))
     assert found.parallel == parallel
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), alone.logits, found.logits)
+
+
+def test_devices_of_a_cpu_share_the_frames():
+    frames, labels = problem()
+    mesh = Mesh(np.array(jax.local_devices()), ("runs",))
+    of_all = program.Program(HEADS["mean"].module(3, 0.0), optax.adam(1e-2), (frames,), labels, 6, mesh)
+    for leaf in jax.tree.leaves(of_all.resident):
+        assert len(leaf.addressable_shards) == mesh.size > 1
+        assert len({shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards}) == 1
 
 
 def test_rooms_hold_every_batch_and_depend_on_it_alone():
