@@ -1,13 +1,16 @@
 """python -m benchmarks.extract: features a second, ours beside fairseq's own code and the masked torch twin.
 
 Part one, 5 s clips in batches: the model alone. Part two, a ragged corpus with IEMOCAP's lengths, from files to files:
-ours is the engine behind `python -m jaxser.extract`, fairseq's is its habit of one file at a time.
+ours is the engine behind `python -m jaxser.extract`, fairseq's is its habit of one file at a time. Part three, on a GPU alone:
+the same in batches, from arrays in the host's memory to arrays there.
 """
 
 import csv
 import sys
 import tempfile
 from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -28,6 +31,7 @@ from benchmarks.systems import (
     clip_call,
     errors_against_float64,
     gflop_per_second,
+    our_params,
 )
 from benchmarks.timing import (
     OtherLoad,
@@ -44,10 +48,11 @@ from benchmarks.timing import (
 )
 from convert.wav2vec import Call
 from convert.wav2vec import main as convert
-from jaxser import audio, corpora, extract
+from jaxser import audio, corpora, extract, extract_wav2vec, wav2vec
 from jaxser.architecture import LARGE
 
-BATCHES = (1, 4, 8)
+BATCHES = {"cpu": (1, 4, 8)}
+"""Clips in a batch, by platform; on all others as many as extraction takes at once."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ class Config:
     ragged_rounds: int = 3
     """How often with the ragged corpus."""
     ragged_files: int = 160
+    """How many it has; 0: only clips."""
+    systems: tuple[str, ...] = SYSTEMS
+    """Which have their turn with clips."""
     dtype: Dtype = "float32"
     """bfloat16: on a GPU, for both sides."""
     json: Path | None = None
@@ -76,34 +84,22 @@ def main(config: Config) -> None:
         call()
         call()
         return
+    torch.backends.cudnn.benchmark = True  # torch at its best
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on both sides
     model, args = torch_twins.fairseq_model()
+    model.to(getattr(torch, config.dtype))  # the same weights for all, rounded where they are
     found = {"machine": machine(), "command": " ".join(["python -m benchmarks.extract", *sys.argv[1:]])}
     watch = OtherLoad()
     ceilings = ceiling(config.dtype)
     say(f"matrix-product ceiling, {config.dtype}: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in ceilings.items()))
-    timings = time_clips(config, model)
-    ragged, seconds = time_ragged(config, model, args)
+    calls = clip_calls(config, model)
+    say(f"clips: {len(calls)} systems and batch sizes, {config.rounds} rounds")
+    timings = take_turns(calls, config.rounds)
+    ragged = time_ragged(config, model, args) if config.ragged_files else {}
     load = watch.share()
-    errors = errors_against_float64(model, config.dtype)
+    errors = errors_against_float64(calls, min(batch for _, batch in calls), model)
     rows = [row_of(key, timing, config.dtype, errors, ceilings) for key, timing in timings.items()]
-    for name, timing in ragged.items():
-        speed = timing.per_second(seconds)
-        rows.append(
-            {
-                "name": "ragged",
-                "system": name,
-                "dtype": config.dtype,
-                "batch": None,
-                "audio_seconds_per_second": speed["median"],
-            }
-            | {
-                "low": speed["low"],
-                "high": speed["high"],
-                "compile_seconds": timing.compiling,
-                "peak_mib": None,
-                "max_error": None,
-            }
-        )
+    rows += [ragged_row(*key, timing, config.dtype, seconds) for key, (timing, seconds) in ragged.items()]
     ratios = ratios_of(timings, ragged)
     found |= {
         "load": load,
@@ -116,16 +112,18 @@ def main(config: Config) -> None:
     conclude(found, report(found), config.json)
 
 
-def time_clips(config: Config, model: torch.nn.Module) -> dict[tuple[str, int], Timing]:
-    """Every system at every batch size, in turn."""
-    names = [name for name in SYSTEMS if name != "jaxser direct" or jax.default_backend() == "cpu"]
-    calls = {(name, batch): clip_call(name, batch, model, config.dtype) for batch in BATCHES for name in names}
-    say(f"clips: {len(calls)} systems and batch sizes, {config.rounds} rounds")
-    return take_turns(calls, config.rounds)
+def clip_calls(config: Config, model: torch.nn.Module) -> dict[tuple[str, int], Callable[[], Any]]:
+    """Every system at every batch size."""
+    platform = jax.default_backend()
+    full = round(extract_wav2vec.ACCELERATOR.batch_seconds / CLIP_SECONDS)
+    names = [name for name in config.systems if name != "jaxser direct" or platform == "cpu"]
+    return {
+        (name, batch): clip_call(name, batch, model, config.dtype) for batch in BATCHES.get(platform, (full,)) for name in names
+    }
 
 
-def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> tuple[dict[str, Timing], float]:
-    """From a folder of files to features on disk; also the seconds of audio that are used."""
+def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> dict[tuple[str, str], tuple[Timing, float]]:
+    """Of files and of batches, by system, the time and the seconds of audio that are used."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_ragged_corpus(folder, config.ragged_files)
@@ -147,7 +145,7 @@ def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> tupl
         def fairseqs() -> None:
             out = folder / f"out{next(caches)}"
             out.mkdir()
-            device = next(model.parameters())
+            device = next(model.parameters())  # and type: where clips have put it
             with torch.inference_mode():
                 for path in paths:
                     source = torch.from_numpy(audio.load(path))[None].to(device)
@@ -155,7 +153,59 @@ def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> tupl
                     np.save(out / f"{path.stem}.npy", c[0].T.float().cpu().numpy())
 
         say(f"ragged: {len(paths)} files, {seconds:.0f} s of audio after cropping, {config.ragged_rounds} rounds")
-        return take_turns({"jaxser": ours, "fairseq": fairseqs}, config.ragged_rounds), seconds
+        found = {("ragged files", name): call for name, call in {"jaxser": ours, "fairseq": fairseqs}.items()}
+        if torch.cuda.is_available():
+            waveforms = [audio.load(path, audio.MAX_SECONDS) for path in paths]
+            found |= {("ragged batches", name): call for name, call in batch_calls(waveforms, model, config.dtype).items()}
+        return {key: (timing, seconds) for key, timing in take_turns(found, config.ragged_rounds).items()}
+
+
+def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtype) -> dict[str, Callable[[], None]]:
+    """Batches as extraction makes them, through ours and through the compiled twin; the features come back to the host while
+    the device computes the next batch."""
+    budget, batches = extract_wav2vec.ACCELERATOR, []
+    by_length = defaultdict(list)
+    for waveform in waveforms:
+        by_length[extract_wav2vec.padded_length(len(waveform), budget.lengths_an_octave, extract_wav2vec.REFERENCE)].append(
+            waveform
+        )
+    for length, group in by_length.items():
+        rows = round(budget.batch_seconds * audio.SAMPLE_RATE / length)
+        for first in range(0, len(group), rows):
+            some = group[first : first + rows]
+            batch = np.zeros((rows, length), np.float32)
+            for row, waveform in zip(batch, some, strict=False):
+                row[: len(waveform)] = waveform
+            # The twin divides by the frames of a row, so an empty one is as long as it is padded.
+            batches.append((batch, np.array([len(waveform) for waveform in some] + [length] * (rows - len(some)))))
+    encoder = wav2vec.make_encoder(LARGE, our_params(model), dtype)
+    twin = torch.compile(torch_twins.MaskedTwin(model), dynamic=True)
+
+    def ours() -> None:
+        before = None
+        for batch in batches:
+            _, c, _ = encoder(*batch)
+            c.copy_to_host_async()
+            if before is not None:
+                np.asarray(before)
+            before = c
+        np.asarray(before)
+
+    def twins() -> None:
+        before = None
+        with torch.inference_mode():
+            for waveforms, lengths in batches:
+                source = torch.from_numpy(waveforms).to("cuda", getattr(torch, dtype))
+                _, c = twin(source, torch.from_numpy(lengths).to("cuda"))
+                host = torch.empty(c.shape, pin_memory=True)
+                host.copy_(c.float(), non_blocking=True)
+                if before is not None:
+                    before.synchronize()
+                before = torch.cuda.Event()
+                before.record()
+            before.synchronize()
+
+    return {"jaxser": ours, "masked twin compiled": twins}
 
 
 def write_ragged_corpus(folder: Path, files: int) -> list[Path]:
@@ -178,6 +228,7 @@ def row_of(
 ) -> dict[str, Any]:
     """One line of the table and of the JSON."""
     system, batch = key
+    on_cpu = jax.default_backend() == "cpu"  # elsewhere the process's own memory says little
     speed = timing.per_second(batch * CLIP_SECONDS)
     work = speed["median"] * gflop_per_second(LARGE)
     return {
@@ -191,23 +242,36 @@ def row_of(
         "gflops": work,
         "share_of_ceiling": work / max(ceilings.values()),
         "compile_seconds": timing.compiling,
-        "peak_mib": peak_mib("benchmarks.extract", "--only", f"{system}:{batch}", "--dtype", dtype),
-        "max_error": errors.get(system.removesuffix(" compiled")),
+        "peak_mib": peak_mib("benchmarks.extract", "--only", f"{system}:{batch}", "--dtype", dtype) if on_cpu else None,
+        "max_error": errors[system],
     }
 
 
-def ratios_of(timings: dict[tuple[str, int], Timing], ragged: dict[str, Timing]) -> dict[str, dict[str, float]]:
+def ragged_row(name: str, system: str, timing: Timing, dtype: Dtype, seconds: float) -> dict[str, Any]:
+    """The same for what is not made of clips."""
+    speed = timing.per_second(seconds)
+    found = {"name": name, "system": system, "dtype": dtype, "batch": None, "audio_seconds_per_second": speed["median"]}
+    found |= {"low": speed["low"], "high": speed["high"], "compile_seconds": timing.compiling}
+    return found | {"peak_mib": None, "max_error": None}
+
+
+def ratios_of(
+    timings: dict[tuple[str, int], Timing], ragged: dict[tuple[str, str], tuple[Timing, float]]
+) -> dict[str, dict[str, float]]:
     """Ours over theirs, each at its best batch size."""
 
     def best(system: str) -> tuple[str, int]:
         return min((key for key in timings if key[0] == system), key=lambda key: timings[key].median / key[1])
 
     ours, found = best("jaxser"), {}
-    for system in SYSTEMS[2:]:
+    for system in dict.fromkeys(name for name, _ in timings if not name.startswith("jaxser")):
         theirs = best(system)
         name = "jax_over_" + system.replace(" ", "_")
         found[name] = ratio(timings[theirs], timings[ours], theirs[1], ours[1])
-    return found | {"ragged_jax_over_fairseq": ratio(ragged["fairseq"], ragged["jaxser"])}
+    for (name, system), (timing, _) in ragged.items():
+        if system != "jaxser":
+            found[f"{name}_jax_over_{system}".replace(" ", "_")] = ratio(timing, ragged[name, "jaxser"][0])
+    return found
 
 
 def report(found: dict[str, Any]) -> str:

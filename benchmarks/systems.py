@@ -31,7 +31,7 @@ def our_params(model: torch.nn.Module | None) -> dict[str, Any]:
     """The torch model's weights as ours; any weights where there is no model."""
     if model is None:
         return wav2vec.random_params(LARGE, 0)
-    params = port_wav2vec({name: tensor.float().numpy() for name, tensor in model.state_dict().items()}, LARGE)
+    params = port_wav2vec({name: tensor.float().cpu().numpy() for name, tensor in model.state_dict().items()}, LARGE)
     return {name: value for name, value in params.items() if name != wav2vec.PREDICTIONS}
 
 
@@ -43,7 +43,8 @@ def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dty
         if system == "jaxser direct":
             plain = wav2vec.Wav2Vec(LARGE, jnp.dtype(dtype))
             encoder = wav2vec.Encoder(LARGE, jax.device_put(our_params(model)), "", dtype, plain, encoder.mesh)
-        return lambda: jax.block_until_ready(encoder(waveforms, lengths)[:2])
+        placed = waveforms if jax.default_backend() == "cpu" else jax.device_put(waveforms)  # as torch's are
+        return lambda: jax.block_until_ready(encoder(placed, lengths)[:2])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device, getattr(torch, dtype))
     source = torch.from_numpy(waveforms).to(device, getattr(torch, dtype))
@@ -66,28 +67,39 @@ def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dty
     return call
 
 
-def ceiling(dtype: Dtype, size: int = 2048) -> dict[str, float]:
+def ceiling(dtype: Dtype) -> dict[str, float]:
     """GFLOP/s of a plain square matrix product, here and now: the most that any model could reach."""
+    # An accelerator wants a large one, and several underway, or starting them would count.
+    size, times = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
     a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     ours = jax.device_put(a).astype(dtype)
     theirs = torch.from_numpy(a).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
     product = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
 
+    def jaxs() -> None:
+        jax.block_until_ready([product(ours, ours) for _ in range(times)])
+
     def torchs() -> None:
-        (theirs @ theirs)[0, 0].item()
+        for _ in range(times):
+            out = theirs @ theirs
+        out[0, 0].item()
 
-    timings = take_turns({"jax": lambda: product(ours, ours).block_until_ready(), "torch": torchs}, 9)
-    return {name: 2e-9 * size**3 / min(timing.rounds) for name, timing in timings.items()}
+    timings = take_turns({"jax": jaxs, "torch": torchs}, 9)
+    return {name: 2e-9 * times * size**3 / min(timing.rounds) for name, timing in timings.items()}
 
 
-def errors_against_float64(model: torch.nn.Module, dtype: Dtype) -> dict[str, float]:
-    """The largest error of z and c over one clip against the masked twin in float64, the weights being the same."""
-    waveforms, lengths = clips(1)
+def errors_against_float64(
+    calls: dict[tuple[str, int], Callable[[], Any]], batch: int, model: torch.nn.Module
+) -> dict[str, float]:
+    """The largest error of z and c over the first clip of a batch against the masked twin in float64, the weights being the
+    same."""
     found = {}
-    calls = {name: clip_call(name, 1, model, dtype) for name in ("jaxser", "jaxser direct", "fairseq", "masked twin")}
-    for name, call in calls.items():
-        transposed = name.startswith("jaxser")
-        found[name] = [np.asarray(x) if transposed else x.float().cpu().numpy().swapaxes(1, 2) for x in call()]
+    for (name, size), call in calls.items():
+        if size == batch:
+            out = [x[:1] for x in call()]
+            transposed = name.startswith("jaxser")
+            found[name] = [np.asarray(x) if transposed else x.float().cpu().numpy().swapaxes(1, 2) for x in out]
+    waveforms, lengths = (x[:1] for x in clips(batch))
     twin = torch_twins.MaskedTwin(model.cpu().double())
     with torch.inference_mode():
         exact = [x.numpy().swapaxes(1, 2) for x in twin(torch.from_numpy(waveforms).double(), torch.from_numpy(lengths))]

@@ -9,6 +9,7 @@ thread and on all. Frames are random, as many as a corpus's recordings have.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,12 @@ class Config:
     """How often each system has its turn."""
     turn: float = 0.5
     """Seconds that a turn should take; so many updates are timed."""
+    updates: int = 0
+    """Updates of a run in a turn, in place of those that take `turn` seconds: each system then compiles once, not thrice."""
+    runs: tuple[int, ...] = RUNS
+    """Numbers of runs in one program of ours."""
+    systems: tuple[str, ...] = (*OURS, *TORCH)
+    """Which have their turn; of ours all but the first with 25 runs."""
     full: str = "mean lld"
     """The cell that is trained whole, both sides, to check the projection; none: leave it out."""
     peaks: str = "mlp lld"
@@ -93,8 +100,14 @@ def beside_torch(cells: Sequence[Cell], config: Config) -> dict[str, Any]:
     """The table and the ratios, the cell that is trained whole and the peaks."""
     ceilings = ceiling("float32")
     say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
-    rows = [row for cell in cells for row in rows_of(cell, config, max(ceilings.values()))]
-    ratios = {cell.name: ratio_of(rows, cell) for cell in cells}
+    rows = []
+    with suppress(KeyboardInterrupt):  # what is measured by then is told
+        for cell in cells:
+            rows += rows_of(cell, config, max(ceilings.values()))
+    done = {row["name"] for row in rows}
+    cells = [cell for cell in cells if cell.name in done]
+    beside_each_other = 25 in config.runs and OURS[0] in config.systems and set(TORCH) & set(config.systems)
+    ratios = {cell.name: ratio_of(rows, cell) for cell in cells if beside_each_other}
     found: dict[str, Any] = {"ceiling_gflops": ceilings, "rows": rows, "devices": jax.local_device_count()}
     if config.full != "none":
         found["whole"] = [whole(Cell(*config.full.split(), config.size), rows, ours) for ours in (True, False)]
@@ -103,24 +116,31 @@ def beside_torch(cells: Sequence[Cell], config: Config) -> dict[str, Any]:
         at = {f"{system}, {runs} runs": f"{system}:{runs}" for system in OURS[:1] for runs in (25, 125)}
         at["torch, 25 runs"] = f"{next(iter(TORCH))}:25"
         found["peak_mib"] = {name: peak_mib("benchmarks.train", *cell, only) for name, only in at.items()}
-    heads = dict.fromkeys(cell.head for cell in cells)
+    heads = dict.fromkeys(cell.head for cell in cells if cell.name in ratios)
     least = {head: min(one["median"] for name, one in ratios.items() if name.split()[0] == head) for head in heads}
     medians = {name.replace(" ", "_"): one["median"] for name, one in ratios.items()} | least
     return found | {
         "ratios": {f"{name}_jax_over_torch": median for name, median in medians.items()},
         "ratio_spreads": ratios,
+        "many_beside_one": {
+            cell.name: many_beside_one(rows, cell) for cell in cells if OURS[0] in config.systems and len(config.runs) > 1
+        },
     }
 
 
 def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     """A line for each system and number of runs: all take turns, round after round."""
-    made = {("jaxser", runs): maker_of("jaxser", cell, runs) for runs in RUNS}
-    made |= {(system, 25): maker_of(system, cell, 25) for system in OURS[1:]}
-    made |= {(system, LOOP): maker_of(system, cell, LOOP) for system in TORCH}
+    numbers = {system: [LOOP] if system in TORCH else config.runs if system == OURS[0] else [25] for system in config.systems}
+    made = {(system, runs): maker_of(system, cell, runs) for system in config.systems for runs in numbers[system]}
     turns_of, firsts = {}, {}
     for (system, runs), make in made.items():
         try:
-            firsts[system, runs], turns_of[system, runs], _ = filling(make, config.turn, cell.updates // 2)
+            if config.updates:
+                turns_of[system, runs] = make(config.updates)
+                firsts[system, runs] = config.updates, seconds_of(turns_of[system, runs])
+            else:
+                first, turns_of[system, runs], _ = filling(make, config.turn, cell.updates // 2)
+                firsts[system, runs] = TRIAL, first
         except Exception as error:  # torch.compile may fail in ways of its own: then it has no line
             if "compiled" not in system:
                 raise
@@ -133,7 +153,8 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
     gflop, rows = cell.gflop(), []
     for (system, runs), every in rounds.items():
         median = float(np.median(every))
-        compiling = max(0.0, firsts[system, runs] - TRIAL * runs * median)
+        updates, first = firsts[system, runs]
+        compiling = max(0.0, first - updates * runs * median)
         all_runs = runs if system in OURS else 25
         rows.append(
             {
@@ -227,6 +248,18 @@ def ratio_of(rows: list[dict[str, Any]], cell: Cell) -> dict[str, Any]:
     return found | {"beside": theirs["system"]}
 
 
+def many_beside_one(rows: list[dict[str, Any]], cell: Cell) -> dict[str, float]:
+    """How many times as long as the fewest runs of ours the most take: to the result, and an update of all of them."""
+    ours = [row for row in rows if row["name"] == cell.name and row["system"] == OURS[0]]
+    one, *_, many = sorted(ours, key=lambda row: row["runs"])
+    return {
+        "of": one["runs"],
+        "runs": many["runs"],
+        "result": many["projected_seconds"] / one["projected_seconds"],
+        "update": many["seconds_per_step"] * many["runs"] / (one["seconds_per_step"] * one["runs"]),
+    }
+
+
 def report(found: dict[str, Any]) -> str:
     """Everything as Markdown."""
     header = ["cell", "system", "runs", "us an update", "fastest", "slowest", "of ceiling", "compile s", "all of it, s"]
@@ -246,6 +279,9 @@ def report(found: dict[str, Any]) -> str:
     lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table(header, rows), ""]
     for name, v in found["ratio_spreads"].items():
         lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
+    for name, v in found["many_beside_one"].items():
+        took = f"{v['result']:.2f} times as long to the result, {v['update']:.2f} times an update"
+        lines.append(f"- {name}, {v['runs']} runs beside {v['of']}: {took}")
     for one in found.get("whole", ()):
         lines.append(
             f"- {one['name']}, {one['system']}, whole: {one['seconds']:.1f} s, projected {one['projected_seconds']:.1f}"

@@ -24,9 +24,6 @@ Layer = Literal["z", "c"]
 Task = tuple[str, audio.Source]
 """A content by its digest, and where its sound comes from."""
 
-LENGTHS_AN_OCTAVE = 4
-"""Padded lengths between one and its double. On average half a step, 9 %, is padding; each length is one compilation."""
-
 REFERENCE = round(audio.MAX_SECONDS * audio.SAMPLE_RATE)
 """One of the padded lengths, in samples; the others follow from it. The default crop fills it exactly."""
 
@@ -36,13 +33,16 @@ class Budget(NamedTuple):
 
     batch_seconds: float
     batches_a_part: int
+    lengths_an_octave: int
+    """Padded lengths between one and its double. Each is one compilation, and on average half a step is padding."""
 
 
-CPU = Budget(5.0, 64)
+CPU = Budget(5.0, 64, 4)
 """A single long utterance keeps a few cores busy, and its activations are then nearest to fitting their caches."""
 
-ACCELERATOR = Budget(160.0, 16)
-"""The first layer's activations are 6.5 MB a second of audio in float32."""
+ACCELERATOR = Budget(320.0, 8, 1)
+"""The first layer's activations are 6.5 MB a second of audio in float32. Half as much at once took 7 % longer on an H200; there
+a compilation took 11 s, in which it hears five days of audio, so lengths are few."""
 
 
 class Clip(NamedTuple):
@@ -143,10 +143,11 @@ def plan_parts(tasks: Sequence[Task], seconds: Sequence[float], part_seconds: fl
     return plan
 
 
-def padded_length(samples: int, longest: int = 0) -> int:
-    """The length to which so many samples are padded: the next of a geometric series, at most `longest` where that is given."""
-    step = floor(LENGTHS_AN_OCTAVE * log2(samples / REFERENCE))
-    while (length := round(REFERENCE * 2 ** (step / LENGTHS_AN_OCTAVE))) < samples:
+def padded_length(samples: int, an_octave: int, longest: int = 0) -> int:
+    """The length to which so many samples are padded: the next of a geometric series with so many an octave, at most `longest`
+    where that is given."""
+    step = floor(an_octave * log2(samples / REFERENCE))
+    while (length := round(REFERENCE * 2 ** (step / an_octave))) < samples:
         step += 1
     return min(length, longest) if longest else length
 
@@ -184,7 +185,7 @@ def _encode(
                 clip.content, None, reason=f"{sound} are shorter than one frame of wav2vec, {shortest}"
             )
         else:
-            by_length[padded_length(len(clip.waveform), longest)].append(clip)
+            by_length[padded_length(len(clip.waveform), budget.lengths_an_octave, longest)].append(clip)
 
     def finish(batch: list[Clip], features: jax.Array, frames: jax.Array) -> None:
         features, frames = np.asarray(features), np.asarray(frames)
@@ -203,7 +204,9 @@ def _encode(
                 waveforms[row, : len(clip.waveform)] = clip.waveform
             lengths = np.array([len(clip.waveform) for clip in batch] + [0] * (rows - len(batch)))
             z, c, frames = encoder(waveforms, lengths)
-            under_way.append((batch, z if layer == "z" else c, frames))
+            features = z if layer == "z" else c
+            features.copy_to_host_async()
+            under_way.append((batch, features, frames))
             if len(under_way) > 1:  # the device works on the next batch while this one is fetched
                 finish(*under_way.popleft())
     while under_way:

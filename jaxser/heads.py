@@ -10,13 +10,12 @@ for every frame anew, it would average out over some 200 frames before the mean 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxser import pooling
 from jaxser.aligned import Aligned, Text, Voice
@@ -99,34 +98,30 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, frames: Frames, train: bool) -> Float[Array, "b c"]:
-        x, member = end_to_end(frames, self.room)
-        width = mlp_width(x.shape[1], self.classes)
+        x, whose = end_to_end(frames, self.room)
+        batch, width = len(frames.x), mlp_width(x.shape[1], self.classes)
         x = nn.relu(nn.Dense(width)(x))
-        kept = nn.Dropout(self.dropout)(jnp.ones((member.shape[1], width), x.dtype), deterministic=not train)
-        x = nn.relu(nn.Dense(width)(x * _exactly(member, kept)))
-        pooled = _exactly(member.T, x) / member.sum(0)[:, None]
+        kept = nn.Dropout(self.dropout)(jnp.ones((batch, width), x.dtype), deterministic=not train)
+        x = nn.relu(nn.Dense(width)(x * kept[jnp.minimum(whose, batch - 1)]))
+        pooled = pooling.sums_of_each(x, whose, batch) / frames.mask.sum(-1)[:, None]
         return nn.Dense(self.classes)(nn.Dropout(self.dropout)(pooled, deterministic=not train))
 
 
-_exactly = partial(jnp.matmul, precision="highest")
-"""A product that only copies and adds up: accelerators would round what it takes along."""
+def end_to_end(frames: Frames, room: int | None = None) -> tuple[Float[Array, "p d"], Int[Array, " p"]]:
+    """The valid frames of a batch one after the other, f[p, d], and whose each one is, i[p].
 
-
-def end_to_end(frames: Frames, room: int | None = None) -> tuple[Float[Array, "p d"], Float[Array, "p b"]]:
-    """The valid frames of a batch one after the other, f[p, d], and whose each one is, as ones and zeros f[p, b].
-
-    p is `room`, or the padded size of the batch. What is left of the room holds other frames and is nobody's.
+    p is `room`, or the padded size of the batch. What is left of the room holds other frames and is nobody's: one past the
+    last member's number.
     """
     batch, longest, features = frames.x.shape
     count = frames.mask.sum(-1)
     end = jnp.cumsum(count)
     start = end - count
-    place = jnp.arange(room or batch * longest)[:, None]
-    member = (place >= start) & (place < end)
-    whose = jnp.minimum((place >= end).sum(1), batch - 1)  # an index, for a product with `member` would round it
-    row = whose * longest + jnp.clip(place[:, 0] - start[whose], 0, longest - 1)
-    x = jnp.asarray(frames.x).reshape(batch * longest, features)[row]
-    return x, member.astype(x.dtype)
+    place = jnp.arange(room or batch * longest)
+    whose = (place[:, None] >= end).sum(1)
+    there = jnp.minimum(whose, batch - 1)
+    row = there * longest + jnp.clip(place - start[there], 0, longest - 1)
+    return jnp.asarray(frames.x).reshape(batch * longest, features)[row], whose
 
 
 def mlp_parameters(features: int, width: int, classes: int) -> int:

@@ -2,8 +2,10 @@
 
 Both directions step together. The backward one reads the padded frames turned round, so that its padding comes first: a
 padded step leaves the state as it is, and the state before the first valid frame is zero, wherever that frame lies. The
-product with the input is taken for all frames at once, outside the scan.
+product with the input is taken for all frames at once, outside the scan, and so is the gradient of the recurrent matrix.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,19 +46,46 @@ class BiLSTM(nn.Module):
         projected = x.reshape(batch * frames, features) @ of_input.transpose(1, 0, 2).reshape(features, -1)
         projected = projected.reshape(batch, frames, DIRECTIONS, gates).transpose(1, 2, 0, 3) + bias[:, None]
         forward, backward = projected[:, 0], projected[::-1, 1]
-        steps = jnp.stack([forward, backward], 1)
+        driven = jnp.stack([forward, backward], 1)
         valid = jnp.stack([mask.T, mask.T[::-1]], 1)[..., None]
-
-        def step(state, now):
-            hidden, cell = state
-            driven, here = now
-            i, f, g, o = jnp.split(driven + jnp.einsum("sbh,shg->sbg", hidden, recurrent), 4, axis=-1)
-            new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-            new_hidden = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
-            state = jnp.where(here, new_hidden, hidden), jnp.where(here, new_cell, cell)
-            return state, state[0]
-
-        zero = jnp.zeros((DIRECTIONS, batch, self.width), x.dtype)
-        _, states = jax.lax.scan(step, (zero, zero), (steps, valid))
+        states = _hidden(driven, recurrent, valid)
         both = jnp.concatenate([states[:, 0], states[::-1, 1]], -1).transpose(1, 0, 2)
         return jnp.where(mask[..., None], both, 0)
+
+
+def _scanned(
+    driven: Float[Array, "t s b g"], recurrent: Float[Given, "s h g"], valid: Bool[Given, "t s b 1"]
+) -> Float[Array, "t s b h"]:
+    """The hidden states after each step, from what the input does to the gates."""
+
+    def step(state, now):
+        hidden, cell = state
+        driven, here = now
+        i, f, g, o = jnp.split(driven + jnp.einsum("sbh,shg->sbg", hidden, recurrent), 4, axis=-1)
+        new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        new_hidden = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
+        state = jnp.where(here, new_hidden, hidden), jnp.where(here, new_cell, cell)
+        return state, state[0]
+
+    zero = jnp.zeros((*driven.shape[1:3], recurrent.shape[1]), driven.dtype)
+    return jax.lax.scan(step, (zero, zero), (driven, valid))[1]
+
+
+# Left to itself the gradient of the recurrent matrix is added up step by step: for many runs at once, the size of all their
+# matrices is read and written at each. It is one product over all steps, for the gradient of the gates comes out anyway.
+_hidden = jax.custom_vjp(_scanned)
+
+
+def _hidden_forward(driven: Array, recurrent: Array, valid: Array) -> tuple[Array, tuple[Any, Array]]:
+    states, back = jax.vjp(lambda driven: _scanned(driven, recurrent, valid), driven)
+    return states, (back, states)
+
+
+def _hidden_backward(kept: tuple[Any, Array], gradient: Array) -> tuple[Array, Array, None]:
+    back, states = kept
+    (of_gates,) = back(gradient)
+    before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+    return of_gates, jnp.einsum("tsbh,tsbg->shg", before, of_gates), None
+
+
+_hidden.defvjp(_hidden_forward, _hidden_backward)

@@ -57,7 +57,7 @@ class Block(nn.Module):
             x += self.param("kernel_bias", nn.initializers.zeros, (self.channels,))
         scale = self.param("scale", nn.initializers.ones, (self.channels,)) if self.affine else 1
         bias = self.param("bias", nn.initializers.zeros, (self.channels,)) if self.affine else 0
-        return nn.relu(group_norm(x, frames, scale, bias))
+        return nn.relu(group_norm(x, frames, scale, bias, rounded=jnp.dtype(self.dtype).itemsize < 4))
 
 
 def convolve(x: Float[Array, "b t1 c"], kernel: Float[Array, "k c d"], stride: int) -> Float[Array, "b t2 d"]:
@@ -67,19 +67,48 @@ def convolve(x: Float[Array, "b t1 c"], kernel: Float[Array, "k c d"], stride: i
         frames = frames_of_layer(x.shape[1], len(kernel), stride)
         taps = (x[:, i : i + (frames - 1) * stride + 1 : stride] for i in range(len(kernel)))
         return sum(jnp.matmul(tap, matrix) for tap, matrix in zip(taps, kernel, strict=True))
+    if x.shape[2] == 1 and jax.default_backend() != "cpu":
+        return convolve_one_channel(x, kernel, stride)
     return lax.conv_general_dilated(
         x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), precision=lax.Precision.HIGHEST
     )
 
 
-def group_norm(x: Float[Array, "b t d"], frames: Int[Array, " b"], scale: Any, bias: Any) -> Float[Array, "b t d"]:
-    """Group norm with one group: statistics over all channels and the first `frames` frames of each member."""
-    mask = valid(frames, x.shape[1])[:, :, None]
-    count = jnp.maximum(frames, 1).astype(x.dtype)[:, None, None] * x.shape[2]  # an hour of audio is past 32-bit integers
+def convolve_one_channel(x: Float[Array, "b t1 1"], kernel: Float[Array, "k 1 d"], stride: int) -> Float[Array, "b t2 d"]:
+    """The same of a waveform, as one product. On a GPU it takes a quarter of the time, for matrix units want more than one
+    channel; on a CPU twice the time."""
+    frames = frames_of_layer(x.shape[1], len(kernel), stride)
+    taps = [x[:, i : i + (frames - 1) * stride + 1 : stride] for i in range(len(kernel))]
+    return jnp.matmul(jnp.concatenate(taps, -1), kernel[:, 0], precision=lax.Precision.HIGHEST)
+
+
+def group_norm(
+    x: Float[Array, "b t d"], frames: Int[Array, " b"], scale: Any, bias: Any, rounded: bool = False
+) -> Float[Array, "b t d"]:
+    """Group norm with one group: statistics over all channels and the first `frames` frames of each member.
+
+    `rounded` says that x was rounded to 16 bits before. Its statistics are then taken in one pass.
+    """
+    moments = _moments_at_once if rounded else _moments
+    mean, variance = moments(x, valid(frames, x.shape[1])[:, :, None], jnp.maximum(frames, 1).astype(x.dtype)[:, None, None])
+    return (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
+
+
+def _moments(x: Array, mask: Array, frames: Array) -> tuple[Array, Array]:
+    count = frames * x.shape[2]  # an hour of audio is past 32-bit integers
     # Two passes: a mean of squares less a squared mean loses all digits where the mean is large.
     mean = jnp.where(mask, x, 0).sum((1, 2), keepdims=True) / count
-    variance = jnp.where(mask, jnp.square(x - mean), 0).sum((1, 2), keepdims=True) / count
-    return (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
+    return mean, jnp.where(mask, jnp.square(x - mean), 0).sum((1, 2), keepdims=True) / count
+
+
+def _moments_at_once(x: Array, mask: Array, frames: Array) -> tuple[Array, Array]:
+    # Frame by frame, and then of the frames (Chan et al., 1979). What a mean of squares in 32 bits loses within a frame is less
+    # than what was lost when x was rounded to 16; and x, which is read from memory, is read once.
+    means = x.mean(2, keepdims=True)
+    variances = jnp.square(x).mean(2, keepdims=True) - jnp.square(means)
+    mean = jnp.where(mask, means, 0).sum(1, keepdims=True) / frames
+    variance = jnp.where(mask, variances + jnp.square(means - mean), 0).sum(1, keepdims=True) / frames
+    return mean, jnp.maximum(variance, 0)
 
 
 def valid(frames: Int[Array, " b"], width: int) -> Bool[Array, "b t"]:

@@ -264,8 +264,10 @@ def _that_fit(program: Program, runs: Sequence[Run], standards: tuple[Standard, 
 
 
 def _update(program: Program, parallel: int) -> Callable[..., Any]:
-    # Several runs at once would compute every room and keep one.
-    rooms = program.rooms if parallel == 1 else program.rooms[-1:]
+    # Several runs at once would compute every room and keep one; and an accelerator would take a minute to compile them all, to
+    # spare work that it has the units for.
+    few = parallel > 1 or program.mesh.devices.flat[0].platform != "cpu"
+    rooms = program.rooms[-1:] if few else program.rooms
 
     def update(steps, inputs, labels, standards, plan, state):
         return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms, steps)

@@ -53,15 +53,18 @@ class Encoder:
         """Features z and c, float32, and the number of valid frames of each waveform; the frames beyond those are zero.
 
         Waveforms are mono at 16 kHz in [-1, 1], not normalised; `lengths` counts their valid samples. A length below
-        the receptive field gives no frames. Compiled once for every shape.
+        the receptive field gives no frames. Compiled once for every shape. Arrays of jax stay where they are.
         """
-        waveforms, lengths = np.asarray(waveforms, np.float32), np.asarray(lengths, np.int32)
+        array = jnp if isinstance(waveforms, jax.Array) else np
+        waveforms, lengths = array.asarray(waveforms, np.float32), np.asarray(lengths, np.int32)
         b, s = waveforms.shape
         if lengths.min(initial=0) < 0 or lengths.max(initial=0) > s:
             raise CallError(f"lengths from {lengths.min()} to {lengths.max()} for waveforms of {s} samples")
         count = self.mesh.size
         rows, samples = -(-b // count) * count, max(s, self.config.receptive_field[0])
-        waveforms = np.pad(waveforms, ((0, rows - b), (0, samples - s)))
+        if (rows, samples) == (b, s):  # an accelerator's batch is large, and copied to it alone
+            return _apply(self.model, self.mesh, self.params, waveforms, lengths)
+        waveforms = array.pad(waveforms, ((0, rows - b), (0, samples - s)))
         z, c, frames = _apply(self.model, self.mesh, self.params, waveforms, np.pad(lengths, (0, rows - b)))
         return z[:b], c[:b], frames[:b]
 

@@ -55,18 +55,19 @@ def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], d
     assert plan_parts(left, [length[task] for task in left], 60.0) == plan[done:]
 
 
-@given(st.integers(465, 3_600 * 16_000))
-def test_padded_lengths_are_few_and_near(samples: int):
-    length = padded_length(samples)
-    assert samples <= length <= 2 ** (1 / 4) * samples + 1
-    assert padded_length(length) == length
+@given(st.integers(465, 3_600 * 16_000), st.sampled_from([1, 4]))
+def test_padded_lengths_are_few_and_near(samples: int, an_octave: int):
+    length = padded_length(samples, an_octave)
+    assert samples <= length <= 2 ** (1 / an_octave) * samples + 1
+    assert padded_length(length, an_octave) == length
 
 
 def test_the_default_crop_is_padded_by_nothing():
-    assert padded_length(REFERENCE, REFERENCE) == REFERENCE
-    assert padded_length(47_000, 48_000) == 47_568
-    assert padded_length(47_900, 48_000) == 48_000
-    assert len({padded_length(n, REFERENCE) for n in range(8_000, REFERENCE)}) <= 15
+    assert padded_length(REFERENCE, 4, REFERENCE) == REFERENCE
+    assert padded_length(47_000, 4, 48_000) == 47_568
+    assert padded_length(47_900, 4, 48_000) == 48_000
+    assert len({padded_length(n, 4, REFERENCE) for n in range(8_000, REFERENCE)}) <= 15
+    assert {padded_length(n, 1, REFERENCE) for n in range(8_000, REFERENCE)} == {10_000, 20_000, 40_000, 80_000}
 
 
 @pytest.mark.parametrize("layer", ["z", "c"])
@@ -177,7 +178,7 @@ def test_every_head_runs_and_random_weights_are_marked(
     assert "weights" not in read_csv(tmp_path / "two" / "scores.csv")[0]
 
 
-SMALL_PARTS = "from jaxser import extract_wav2vec as e; e.CPU = e.Budget(5.0, 1)"
+SMALL_PARTS = "from jaxser import extract_wav2vec as e; e.CPU = e.CPU._replace(batches_a_part=1)"
 COMMAND = """
 from jaxser.command import run_command
 from jaxser.extract import Config, main

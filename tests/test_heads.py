@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxser import pooling
 from jaxser.heads import HEADS, MLP_PARAMETERS, end_to_end, mlp_parameters, mlp_width
 from jaxser.store import Frames, frame_mask
 
@@ -101,6 +102,20 @@ def test_dropout_acts_in_training_only(name: str):
     )
 
 
+def test_each_utterance_has_one_dropout_mask_for_all_its_frames():
+    frames = Frames(np.ones((3, 40, 5), np.float32), frame_mask(np.array([40, 40, 40]), 40))
+    module = HEADS["mlp"].module(3, 0.5)
+    params = jax.tree.map(lambda p: jnp.full(p.shape, 0.1), module.init(jax.random.key(1), frames, train=False)["params"])
+
+    def logits(params):
+        return module.apply({"params": params}, frames, train=True, rngs={"dropout": jax.random.key(3)}).sum(1)
+
+    # All weights are positive: a unit of the first layer has no part in an utterance only where its mask takes it out.
+    kept = np.asarray(jax.jacobian(logits)(params)["Dense_0"]["bias"]) != 0
+    assert (abs(kept.mean(1) - 0.5) < 0.2).all()
+    assert len({row.tobytes() for row in kept}) == 3
+
+
 @pytest.mark.parametrize(("features", "width"), [(34, 128), (512, 39)])
 def test_mlp_capacity_matches(features: int, width: int):
     assert mlp_width(features, 4) == width
@@ -114,10 +129,19 @@ def test_mlp_capacity_matches(features: int, width: int):
 def test_frames_laid_end_to_end_worked_by_hand():
     x = np.arange(1, 9, dtype=np.float32).reshape(2, 4, 1)
     frames = Frames(x, frame_mask(np.array([3, 2]), 4))
-    laid, member = end_to_end(frames, 6)
+    laid, whose = end_to_end(frames, 6)
     np.testing.assert_array_equal(laid[:5, 0], [1, 2, 3, 5, 6])
-    np.testing.assert_array_equal(member, [[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 0]])
-    assert end_to_end(frames)[1].shape == (8, 2)
+    np.testing.assert_array_equal(whose, [0, 0, 0, 1, 1, 2])  # the last one is nobody's
+    assert end_to_end(frames)[1].shape == (8,)
+
+
+def test_sums_and_their_gradients_are_those_of_each_members_frames():
+    whose = np.array([0, 0, 2, 2, 2, 3, 3])  # the second member has no frames, and the last two frames are nobody's
+    x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    sums, back = jax.vjp(lambda x: pooling.sums_of_each(x, jnp.asarray(whose), 3), jnp.asarray(x))
+    np.testing.assert_allclose(sums, [x[:2].sum(0), np.zeros(5), x[2:5].sum(0)], atol=1e-6)
+    gradient = np.arange(15.0, dtype=np.float32).reshape(3, 5)
+    np.testing.assert_array_equal(back(jnp.asarray(gradient))[0], np.concatenate([gradient, np.zeros((1, 5))])[whose])
 
 
 def test_room_beyond_the_frames_of_a_batch_changes_nothing():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -248,6 +249,19 @@ def test_rooms_hold_every_batch_and_depend_on_it_alone():
             assert first - filled < 6 * 90 / program.ROOMS + 1
 
 
+@pytest.mark.parametrize(("platform", "parallel", "rooms"), [("cpu", 1, (4, 8)), ("cpu", 2, (8,)), ("gpu", 1, (8,))])
+def test_rooms_are_compiled_for_one_run_on_a_cpu(
+    platform: str, parallel: int, rooms: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(program.train, "advance", lambda *given: given[7])
+    of_all = program.Program(
+        Padded(3, 0.2), optax.adam(1e-2), (), np.zeros(0), 6, Mesh(np.array(jax.devices()), ("runs",)), (4, 8)
+    )
+    device = SimpleNamespace(platform=platform)
+    object.__setattr__(of_all, "mesh", SimpleNamespace(devices=np.array([device])))  # there is no other here
+    assert program._update(of_all, parallel)(*[None] * 6) == rooms
+
+
 def test_training_with_rooms_is_training_without():
     frames, labels = problem(n=40)
     wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))
@@ -328,6 +342,7 @@ np.savez({out!r}, *found[0].logits, *found[1].logits)
 PMAP = """
 import sys; sys.path.insert(0, {tests!r})
 from functools import partial
+from types import SimpleNamespace
 from test_train import problem, runs_of
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh

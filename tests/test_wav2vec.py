@@ -39,6 +39,38 @@ def test_group_norm_worked_by_hand():
     np.testing.assert_allclose(y[0, :2], [[-3 / root, 1 - 0.5 / root], [1 / root, 1 + 1.5 / root]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, 30.0])
+def test_statistics_in_one_pass_lose_less_than_rounding_has_lost(mean: float):
+    frames, wide = jnp.array([40, 7]), np.random.default_rng(0).normal(mean, 1, (2, 50, 64))
+    rounded = jnp.asarray(wide, jnp.bfloat16)
+    at_once = network.group_norm(rounded.astype(jnp.float32), frames, 1, 0, rounded=True)
+    mask = np.arange(50) < frames[:, None]
+    for row in range(2):
+        x = np.asarray(rounded, np.float64)[row][mask[row]]
+        exact, unrounded = (x - x.mean()) / x.std(), wide[row][mask[row]]
+        lost = np.abs(exact - (unrounded - unrounded.mean()) / unrounded.std()).max()
+        assert np.abs(at_once[row][mask[row]] - exact).max() < 0.02 * lost
+    np.testing.assert_array_equal(network.group_norm(jnp.full((1, 3, 4), 5.0), jnp.array([3]), 1, 0, rounded=True), 0)
+
+
+@pytest.mark.parametrize(("samples", "kernel", "stride"), [(10, 10, 5), (464, 10, 5), (465, 10, 5), (300, 8, 3)])
+def test_a_waveform_convolved_by_one_product(samples: int, kernel: int, stride: int):
+    generator = np.random.default_rng(0)
+    x, weights = generator.normal(size=(2, samples, 1)), generator.normal(size=(kernel, 1, 7))
+    exact = [[np.correlate(row[:, 0], weights[:, 0, d])[::stride] for d in range(7)] for row in x]
+    x, weights = (jnp.asarray(of, jnp.float32) for of in (x, weights))
+    y = network.convolve_one_channel(x, weights, stride)
+    np.testing.assert_allclose(y, np.swapaxes(exact, 1, 2), atol=1e-5)
+    np.testing.assert_allclose(y, network.convolve(x, weights, stride), atol=1e-5)
+
+
+def test_arrays_of_jax_give_what_numpys_give(encoder: wav2vec.Encoder):
+    for rows in (2, 3):  # that the devices divide evenly, and that they do not
+        waveforms, lengths = noise(rows, 4_000), np.full(rows, 3_900)
+        for one, two in zip(encoder(waveforms, lengths), encoder(jnp.asarray(waveforms), lengths), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
 def test_what_lies_beyond_a_length_changes_no_bit(encoder: wav2vec.Encoder):
     waveforms, lengths = noise(3, 8_000), np.array([8_000, 5_000, 3_000])
     clean = encoder(np.where(np.arange(8_000) < lengths[:, None], waveforms, 0), lengths)
@@ -68,7 +100,7 @@ def test_context_looks_back_only(encoder: wav2vec.Encoder):
     x = jnp.asarray(noise(1, 16_000))
     gradient = jax.grad(lambda x: model.apply({"params": params}, x, jnp.array([16_000]))[1][0, 30].sum())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "group_norm", lambda x, frames, scale, bias: x)  # what couples all frames
+        patch.setattr(network, "group_norm", lambda x, frames, scale, bias, rounded: x)  # what couples all frames
         touched = np.flatnonzero(np.asarray(gradient(x)[0]))
     first, last = touched.min(), touched.max()
     assert last == 30 * config.stride + config.receptive_field[0] - 1
