@@ -9,7 +9,6 @@ import csv
 import sys
 import tempfile
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -163,21 +162,12 @@ def time_ragged(config: Config, model: torch.nn.Module, args: Namespace) -> dict
 def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtype) -> dict[str, Callable[[], None]]:
     """Batches as extraction makes them, through ours and through the compiled twin; the features come back to the host while
     the device computes the next batch."""
-    budget, batches = extract_wav2vec.ACCELERATOR, []
-    by_length = defaultdict(list)
-    for waveform in waveforms:
-        by_length[extract_wav2vec.padded_length(len(waveform), budget.lengths_an_octave, extract_wav2vec.REFERENCE)].append(
-            waveform
+    batches = [
+        (batch, np.where(lengths, lengths, batch.shape[1]))  # the twin divides by the frames of a row, also of an empty one
+        for _, batch, lengths in extract_wav2vec.padded_batches(
+            waveforms, extract_wav2vec.ACCELERATOR, extract_wav2vec.REFERENCE
         )
-    for length, group in by_length.items():
-        rows = round(budget.batch_seconds * audio.SAMPLE_RATE / length)
-        for first in range(0, len(group), rows):
-            some = group[first : first + rows]
-            batch = np.zeros((rows, length), np.float32)
-            for row, waveform in zip(batch, some, strict=False):
-                row[: len(waveform)] = waveform
-            # The twin divides by the frames of a row, so an empty one is as long as it is padded.
-            batches.append((batch, np.array([len(waveform) for waveform in some] + [length] * (rows - len(some)))))
+    ]
     encoder = wav2vec.make_encoder(LARGE, our_params(model), dtype)
     twin = torch.compile(torch_twins.MaskedTwin(model), dynamic=True)
 

@@ -152,6 +152,25 @@ def padded_length(samples: int, an_octave: int, longest: int = 0) -> int:
     return min(length, longest) if longest else length
 
 
+def padded_batches(
+    waveforms: Sequence[np.ndarray], budget: Budget, longest: int = 0, devices: int = 1
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Waveforms of like length together: their numbers, f32[b, s] filled up with zeros, and how many samples of each row count.
+    All batches of a length have as many rows; those at the end of the last one may be empty."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for number, waveform in enumerate(waveforms):
+        by_length[padded_length(len(waveform), budget.lengths_an_octave, longest)].append(number)
+    for length, group in by_length.items():
+        rows = max(1, round(budget.batch_seconds * audio.SAMPLE_RATE / length)) * devices
+        for first in range(0, len(group), rows):
+            numbers = group[first : first + rows]
+            batch, lengths = np.zeros((rows, length), np.float32), np.zeros(rows, int)
+            for row, number in enumerate(numbers):
+                lengths[row] = len(waveforms[number])
+                batch[row, : lengths[row]] = waveforms[number]
+            yield numbers, batch, lengths
+
+
 def _longest(settings: Mapping[str, Any]) -> int:
     return round(settings["max_seconds"] * audio.SAMPLE_RATE)
 
@@ -175,17 +194,17 @@ def _encode(
     """The entries of a part, in the order of its clips."""
     shortest = encoder.config.receptive_field[0]
     entries: dict[str, Entry] = {}
-    by_length: dict[int, list[Clip]] = defaultdict(list)
+    sound: list[Clip] = []
     for clip in clips:
         if clip.waveform is None:
             entries[clip.content] = Entry(clip.content, None, reason=clip.reason)
         elif len(clip.waveform) < shortest:
-            sound = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
+            what = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
             entries[clip.content] = Entry(
-                clip.content, None, reason=f"{sound} are shorter than one frame of wav2vec, {shortest}"
+                clip.content, None, reason=f"{what} are shorter than one frame of wav2vec, {shortest}"
             )
         else:
-            by_length[padded_length(len(clip.waveform), budget.lengths_an_octave, longest)].append(clip)
+            sound.append(clip)
 
     def finish(batch: list[Clip], features: jax.Array, frames: jax.Array) -> None:
         features, frames = np.asarray(features), np.asarray(frames)
@@ -195,20 +214,13 @@ def _encode(
             bar.update(seconds)
 
     under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()
-    for length, group in by_length.items():
-        rows = max(1, round(budget.batch_seconds * audio.SAMPLE_RATE / length)) * encoder.mesh.size
-        for first in range(0, len(group), rows):
-            batch = group[first : first + rows]
-            waveforms = np.zeros((rows, length), np.float32)
-            for row, clip in enumerate(batch):
-                waveforms[row, : len(clip.waveform)] = clip.waveform
-            lengths = np.array([len(clip.waveform) for clip in batch] + [0] * (rows - len(batch)))
-            z, c, frames = encoder(waveforms, lengths)
-            features = z if layer == "z" else c
-            features.copy_to_host_async()
-            under_way.append((batch, features, frames))
-            if len(under_way) > 1:  # the device works on the next batch while this one is fetched
-                finish(*under_way.popleft())
+    for numbers, waveforms, lengths in padded_batches([clip.waveform for clip in sound], budget, longest, encoder.mesh.size):
+        z, c, frames = encoder(waveforms, lengths)
+        features = z if layer == "z" else c
+        features.copy_to_host_async()
+        under_way.append(([sound[number] for number in numbers], features, frames))
+        if len(under_way) > 1:  # the device works on the next batch while this one is fetched
+            finish(*under_way.popleft())
     while under_way:
         finish(*under_way.popleft())
     return [entries[clip.content] for clip in clips]
