@@ -18,6 +18,9 @@ NARROW = {
     "conv_aggregator_layers": "[(32, 2, 1), (48, 3, 1), (48, 5, 1), (40, 9, 1)]",
 }
 
+# As many samples a frame, in two layers where those have six: what differs between objectives lies behind the network.
+SHALLOW = {"conv_feature_layers": "[(24, 10, 5), (32, 64, 32)]", "conv_aggregator_layers": "[(32, 2, 1), (40, 3, 1)]"}
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "published": {},
     "cross-sample": {"cross_sample_negatives": 5},
@@ -28,8 +31,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(twins, options: dict[str, Any]) -> tuple[Any, Any, contrastive.Objective]:
-    model, args = twins.fairseq_model(seed=3, **NARROW, **options)
+def made(twins, options: dict[str, Any], network: dict[str, str] = NARROW) -> tuple[Any, Any, contrastive.Objective]:
+    model, args = twins.fairseq_model(seed=3, **network, **options)
     config = config_of(Source({n: t.numpy() for n, t in model.state_dict().items()}, vars(args), "", ""), Call("model", ""))
     offset = contrastive.automatic_offset(config) if args.offset == "auto" else args.offset
     names = ("num_negatives", "cross_sample_negatives", "balanced_classes", "infonce")
@@ -87,13 +90,13 @@ def waveforms(samples: int) -> np.ndarray:
     return np.random.default_rng(samples).normal(0, 0.1, (3, samples)).astype(np.float32)
 
 
-# 2,500 samples leave 13 frames: the last steps reach further than that. 8,000 leave 48.
+# 2,500 samples leave 13 or 14 frames: the last steps reach further than that. 8,000 leave 48.
 @pytest.mark.parametrize(("name", "samples"), [*((name, 2_500) for name in OBJECTIVES), ("published", 8_000)])
 def test_loss_and_gradients(twins, name: str, samples: int, monkeypatch: pytest.MonkeyPatch):
     import torch
     from torch.nn import functional
 
-    model, config, objective = made(twins, OBJECTIVES[name])
+    model, config, objective = made(twins, OBJECTIVES[name], NARROW if name == "published" else SHALLOW)
     compare(twins, model.float(), config, objective, waveforms(samples), np.float32, 1e-5)
 
     # fairseq casts to float32 in two places, whatever comes in: its Fp32GroupNorm and its criterion. Here they do not.
