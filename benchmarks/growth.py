@@ -22,9 +22,9 @@ FEW, MANY = 25, 125
 SIDES = {"few": FEW, "many": MANY, "again": FEW}
 """What is timed. Few runs stand on both sides of many, and so beside themselves too: what the machine alone makes of a ratio
 whose value is one."""
-LONGEST = 10.0
+LONGEST = 20.0
 """Seconds of the longest calls, about: of many runs of a slow head the command's own, turns.FEWEST updates of each, take
-minutes."""
+minutes. Those of few are then shortened alike, for what it takes to go from run to run must weigh as much on both sides."""
 ROUND = 9.0
 """Seconds that each side has in a round, at the least."""
 
@@ -89,13 +89,12 @@ def growth_of(cell: Cell, rounds: int) -> dict[str, dict[str, list[float]]]:
 
 
 def _updates_of(cell: Cell) -> dict[int, int]:
-    """The updates of a run in a call of either number of runs: the command's for many, and as long as that takes for few. So
-    both go from call to call as often, where the devices wait for each other."""
+    """The updates of a run in a call of either number of runs: the command's own, or as large a part of them as LONGEST has."""
     make: partial[Turn] = partial(our_turn, "jaxser", cell, 2)
     _, _, of_two = filling(make, turns.SECONDS, turns.ROWS // 2)
-    of_many = 2 * of_two / MANY
-    updates = max(1, round(max(of_many, min(turns.FEWEST, of_many * LONGEST / turns.SECONDS))))
-    return {FEW: updates * MANY // FEW, MANY: updates}
+    own = {count: max(turns.FEWEST, 2 * of_two / count) for count in (FEW, MANY)}
+    longest = turns.SECONDS * own[MANY] * MANY / (2 * of_two)
+    return {count: max(1, round(updates * min(1.0, LONGEST / longest))) for count, updates in own.items()}
 
 
 def report(found: dict[str, Any]) -> str:

@@ -24,13 +24,13 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """BERT-base with random weights, as torch saves it."""
+    """Four layers of BERT-base with random weights, as torch saves it."""
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install '.[convert]'")
     import transformers
 
     folder = tmp_path_factory.mktemp("drawn")
     torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig()).save_pretrained(folder)
+    transformers.BertModel(transformers.BertConfig(num_hidden_layers=4)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(minilm / name, folder / name)
     return folder
