@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from scipy import stats
 
 from benchmarks.calls import Turn, filling, our_turn, pace_of
 from benchmarks.cells import CELLS, Cell
@@ -22,6 +23,8 @@ FEW, MANY = 25, 125
 SIDES = {"few": FEW, "many": MANY, "again": FEW}
 """What is timed. Few runs stand on both sides of many, and so beside themselves too: what the machine alone makes of a ratio
 whose value is one."""
+BESIDE = {"many": f"{MANY} beside {FEW}", "again": f"{FEW} beside {FEW}"}
+"""The ratios that are told."""
 LONGEST = 20.0
 """Seconds of the longest calls, about: of many runs of a slow head the command's own, turns.FEWEST updates of each, take
 minutes. Those of few are then shortened alike, for what it takes to go from run to run must weigh as much on both sides."""
@@ -99,14 +102,25 @@ def _updates_of(cell: Cell) -> dict[int, int]:
 
 def report(found: dict[str, Any]) -> str:
     """Everything as Markdown."""
-    header = ["cell", f"us an update, {FEW} runs", f"{MANY} runs", f"{MANY} beside {FEW}", "lowest", "highest"]
-    header += [f"{FEW} beside {FEW}", "lowest", "highest"]
+    header = ["cell", f"us an update, {FEW} runs", f"{MANY} runs", BESIDE["many"], "lowest", "highest"]
+    header += [BESIDE["again"], "lowest", "highest"]
     rows = []
     for name, of in found["cells"].items():
         medians = [f"{1e6 * np.median(of[side]['seconds']):.1f}" for side in ("few", "many")]
-        ratios = [f"{f(of[side]['beside']):.3f}" for side in ("many", "again") for f in (np.median, np.min, np.max)]
+        ratios = [f"{f(of[side]['beside']):.3f}" for side in BESIDE for f in (np.median, np.min, np.max)]
         rows.append([name, *medians, *ratios])
-    return "\n".join([*stamp(found), "", table(header, rows)])
+    lines = [*stamp(found), "", table(header, rows), ""]
+    if len(rows) > 2:
+        lines += [f"- all cells, {of_side}: {_together(found['cells'], side)}" for side, of_side in BESIDE.items()]
+    return "\n".join(lines).rstrip()
+
+
+def _together(cells: dict[str, Any], side: str) -> str:
+    # Of one cell the median of a few rounds errs by some hundredths; of all cells together less.
+    logs = np.log([np.median(of[side]["beside"]) for of in cells.values()])
+    half = stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs)
+    middle, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+    return f"geometric mean {middle:.3f}, 95 % interval over cells {low:.3f} to {high:.3f}"
 
 
 if __name__ == "__main__":
