@@ -9,10 +9,13 @@ import shlex
 import signal
 import sys
 import threading
+import time
+import traceback
 from _thread import interrupt_main
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
@@ -20,6 +23,49 @@ import tyro
 from jaxser.errors import CallError
 
 Config = TypeVar("Config")
+
+
+class _CtrlC:
+    """Ctrl-C that is heard wherever it comes.
+
+    Python drops what is raised in a finaliser or in a callback of the garbage collector, and jax has one of these, so that one
+    in forty was lost. It is given again until it has been raised elsewhere.
+    """
+
+    raised = 0
+
+    @classmethod
+    def listen(cls) -> None:
+        # A shell that starts a command in the background has it ignore Ctrl-C: so it stays.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, cls.interrupt)
+            sys.unraisablehook = partial(cls.dropped, sys.unraisablehook)
+
+    @classmethod
+    def interrupt(cls, number: int, frame: FrameType | None) -> None:
+        # What is raised in the hook would be dropped for good, and `again` does not cease.
+        if not any(above.f_code is cls.dropped.__code__ for above, _ in traceback.walk_stack(frame)):
+            cls.raised += 1
+            raise KeyboardInterrupt
+
+    @classmethod
+    def dropped(cls, otherwise: Callable[[Any], Any], lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Thread(target=cls.again, args=(cls.raised,), daemon=True).start()
+        else:
+            otherwise(lost)
+
+    @classmethod
+    def again(cls, raised: int) -> None:
+        # Once is not enough: what comes in the moment before the main thread begins to wait does not wake it.
+        while True:
+            time.sleep(0.05)
+            if cls.raised != raised:
+                return
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            else:
+                interrupt_main()
 
 
 def run_command(name: str, config: type[Config], main: Callable[[Config], None]) -> None:
@@ -30,7 +76,7 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
-    sys.unraisablehook = partial(_interrupt_again, sys.unraisablehook)
+    _CtrlC.listen()
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
     except CallError as error:
@@ -56,19 +102,6 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     # collection lets go of the worker processes' semaphores first.
     gc.collect()
     os._exit(130)
-
-
-def _interrupt_again(otherwise: Callable[[Any], Any], lost: Any) -> None:
-    # Python drops what is raised in a finaliser or a callback of the garbage collector, and jax has one of these, so that a
-    # Ctrl-C in forty was not heard. It is given once more, when that has been left.
-    if not issubclass(lost.exc_type, KeyboardInterrupt):
-        otherwise(lost)
-        return
-    main = threading.main_thread().ident
-    again = partial(signal.pthread_kill, main, signal.SIGINT) if hasattr(signal, "pthread_kill") else interrupt_main
-    timer = threading.Timer(0.01, again)
-    timer.daemon = True
-    timer.start()
 
 
 def _out_of_memory(error: BaseException) -> bool:

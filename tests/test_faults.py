@@ -333,12 +333,13 @@ def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("where", ["gc.callbacks.append(lambda phase, info: interrupted())", "dropped = Dropped()"])
-def test_ctrl_c_is_heard_where_python_drops_what_is_raised(tmp_path: Path, where: str):
+def test_ctrl_c_is_heard_where_python_drops_what_is_raised(tmp_path: Path, where: str, busy: bool):
     script = tmp_path / "command.py"
     script.write_text(
         f"""
-import gc, os, signal, time
+import gc, os, signal, threading, time
 from dataclasses import dataclass
 from jaxser.command import run_command
 
@@ -351,6 +352,16 @@ class Dropped:
         interrupted()
 
 left = [signal.SIGINT]
+
+start = threading.Thread.start
+
+def start_slowly(thread):
+    "On a busy machine, who starts a thread may wait for its turn while that thread has had its own."
+    start(thread)
+    time.sleep(0.3)
+
+if {busy}:
+    threading.Thread.start = start_slowly
 
 def interrupted():
     if left:
