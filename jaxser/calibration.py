@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
-from scipy import optimize, stats
+from scipy import special
 
 BINS = 15
 """Of equal width, as in Guo et al."""
@@ -27,6 +27,7 @@ def softmax(logits: Float[np.ndarray, "*n c"], temperature: float = 1.0) -> Floa
 
 def temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
     """The temperature at which these labels are most likely, from COLDEST to HOTTEST."""
+    from scipy import optimize  # only here: it takes half a second
 
     def loss(log: float) -> float:
         scaled = logits.astype(np.float64) * np.exp(-log)
@@ -114,5 +115,5 @@ def _interval(
         for i in range(count)
     ]
     deviation = np.sqrt((count - 1) / count * ((np.array(without) - np.mean(without)) ** 2).sum())
-    half = float(stats.t.ppf(0.975, count - 1) * deviation)
+    half = float(special.stdtrit(count - 1, 0.975) * deviation)
     return max(0.0, error - half), min(1.0, error + half)

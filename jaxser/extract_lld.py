@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from multiprocessing.pool import IMapIterator, Pool
 from typing import Any
 
 from tqdm import tqdm
@@ -22,6 +24,9 @@ from jaxser.store import Entry
 
 PART = 128
 """Utterances a part: what a kill can lose, some seconds of work."""
+
+AHEAD = 256
+"""Files that are given out before the first of them is done: what a long one may keep waiting."""
 
 ALONE = 2.0
 """Seconds that this process works by itself before it starts others, which takes about as long: few files need no more."""
@@ -78,20 +83,41 @@ def _shared(one: Callable[[Task], Entry], tasks: Sequence[Task], jobs: int) -> I
         done += 1
     if done < len(tasks):
         with _workers(min(jobs, len(tasks) - done)) as pool:
-            yield from _watched(pool.imap(one, tasks[done:]))
+            yield from _in_turn(pool, one, tasks[done:])
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[Pool]:
-    # Spawned, not forked: threads of jax do not survive a fork. Ctrl-C is for this process alone, which ends the others: they
-    # inherit that it is blocked, and one that comes meanwhile is delivered to us once the pool can be taken down in order.
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    # Spawned, not forked: threads of jax do not survive a fork.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with, (os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_turn(pool: Executor, one: Callable[[Task], Entry], tasks: Sequence[Task]) -> Iterator[Entry]:
+    waiting: deque[Future[Entry]] = deque()
+    try:
+        for task in tasks:
+            with _no_ctrl_c():
+                waiting.append(pool.submit(one, task))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise WorkError("a worker process died (killed, or out of memory); what is done is kept: run again") from None
+
+
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    # It is for this process alone, which ends the others. They inherit that it is blocked; one that comes meanwhile is
+    # delivered to us afterwards.
     blocked = {signal.SIGINT} if hasattr(signal, "pthread_sigmask") else set()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if blocked else set()
     try:
-        with multiprocessing.get_context("spawn").Pool(count, _end_with, (os.getpid(),)) as pool:
-            if blocked:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            yield pool
+        yield
     finally:
         if blocked:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -103,19 +129,6 @@ def _end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)  # it was before
-
-
-def _watched(entries: IMapIterator) -> Iterator[Entry]:
-    # A pool quietly replaces a worker that dies and never gives back its task: we would wait for ever.
-    workers = {child.pid for child in multiprocessing.active_children()}
-    while True:
-        try:
-            yield entries.next(timeout=1.0)
-        except multiprocessing.TimeoutError:
-            if {child.pid for child in multiprocessing.active_children()} != workers:
-                raise WorkError("a worker process died (killed, or out of memory); what is done is kept: run again") from None
-        except StopIteration:
-            return
 
 
 def _lld_of(task: Task, settings: Mapping[str, Any]) -> Entry:

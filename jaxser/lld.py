@@ -8,10 +8,6 @@ from jaxtyping import Float
 from jaxser.audio import SAMPLE_RATE, AudioError
 from jaxser.errors import CallError
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # it imports pyplot, which would look for a display
-
-from pyAudioAnalysis import ShortTermFeatures
-
 WIDTH = 34
 VERSION = "pyAudioAnalysis 0.3.14"
 
@@ -46,5 +42,8 @@ def lld(signal: Float[np.ndarray, " s"], window_ms: float = WINDOW_MS, hop_ms: f
     window, hop = samples_of(window_ms), samples_of(hop_ms)
     if len(signal) < window:
         raise AudioError(f"{len(signal) / SAMPLE_RATE * 1000:.0f} ms of sound are shorter than one window of {window_ms:g} ms")
+    os.environ.setdefault("MPLBACKEND", "Agg")  # it imports pyplot, which would look for a display
+    from pyAudioAnalysis import ShortTermFeatures  # takes a second, and only sound not seen before needs it
+
     features, _ = ShortTermFeatures.feature_extraction(signal, SAMPLE_RATE, window, hop, deltas=False)
     return features.T

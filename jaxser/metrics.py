@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int, Int64
-from scipy import stats
+from scipy import special
 
 
 def confusion(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int) -> Int64[np.ndarray, "c c"]:
@@ -148,7 +148,7 @@ def estimate(
     n = len(of_units)
     if n < 2:
         return Estimate(value, None, None)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1) * (of_units**2).sum()))
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * np.sqrt(n / (n - 1) * (of_units**2).sum()))
     lowest, highest = (0.0, 1.0) if tuple(weights) == (1.0,) else (-np.inf, np.inf)
     return Estimate(value, max(lowest, value - half), min(highest, value + half))
 
@@ -173,7 +173,7 @@ def corrected_t_test(differences: Float64[np.ndarray, " k"], test_over_train: fl
     if spread < ROUNDING**2:
         return TTest(None, k - 1, None)
     t = float(differences.mean() / np.sqrt((1 / k + test_over_train) * spread))
-    return TTest(t, k - 1, float(2 * stats.t.sf(abs(t), k - 1)))
+    return TTest(t, k - 1, float(2 * special.stdtr(k - 1, -abs(t))))
 
 
 def log_weights(sizes: Sequence[int]) -> tuple[list[float], list[float]]:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from jaxtyping import Float64
-from scipy import signal as dsp
 
 from jaxser.audio import SAMPLE_RATE
 from jaxser.files import write_bytes
@@ -184,6 +183,12 @@ def _syllables(word: str) -> list[str]:
     return [run[0] for run in runs]
 
 
+def _filtered(feedforward: list[float], feedback: list[float], source: Float64[np.ndarray, " s"]) -> Float64[np.ndarray, " s"]:
+    from scipy.signal import lfilter  # only here: it takes a second, and the corpus is made once
+
+    return lfilter(feedforward, feedback, source)
+
+
 @dataclass(frozen=True)
 class _Voice:
     pitch: float  # Hz
@@ -249,16 +254,16 @@ class _Voice:
         starts = np.cumsum(lengths).astype(int)
         source = np.zeros(n)
         source[starts[starts < n]] = 1.0
-        source = dsp.lfilter([1 - tilt], [1, -tilt], source) + self.breath * random.normal(size=n) * 0.1
+        source = _filtered([1 - tilt], [1, -tilt], source) + self.breath * random.normal(size=n) * 0.1
         for formant, bandwidth in zip((*FORMANTS[vowel], 3500), (80, 100, 140, 200), strict=True):
             radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
             angle = 2 * np.pi * min(formant * self.tract, 7500) / SAMPLE_RATE
             poles = [1, -2 * radius * np.cos(angle), radius**2]
-            source = dsp.lfilter([sum(poles)], poles, source)
+            source = _filtered([sum(poles)], poles, source)
         ramp = int(0.02 * SAMPLE_RATE)
         envelope = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / ramp)
         return source * envelope
 
     def _consonant(self, random: np.random.Generator) -> Float64[np.ndarray, " s"]:
         n = int(random.uniform(0.015, 0.06) * SAMPLE_RATE)
-        return dsp.lfilter([1, -0.9], [1], random.normal(size=n)) * 0.004 * np.hanning(n)
+        return _filtered([1, -0.9], [1], random.normal(size=n)) * 0.004 * np.hanning(n)

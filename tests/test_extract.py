@@ -1,11 +1,14 @@
-import os
+import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,16 +108,12 @@ def test_few_files_start_no_process_and_many_do(table: Path, tmp_path: Path, mon
     monkeypatch.setattr(extract_lld, "time", SimpleNamespace(monotonic=lambda: next(clock) / 10))
     monkeypatch.setattr(extract_lld, "_lld_of", lambda *work, **settings: (there.append(1), before(*work, **settings))[1])
 
-    class Pool:
-        imap = staticmethod(map)
-
     @contextmanager
     def workers(count: int):
         started.append((count, len(there)))
-        yield Pool()
+        yield ThreadPoolExecutor(1)
 
     monkeypatch.setattr(extract_lld, "_workers", workers)
-    monkeypatch.setattr(extract_lld, "_watched", iter)
     few = table.with_name("few.csv")
     few.write_text("\n".join(table.read_text().splitlines()[:20]))
     run(few, tmp_path / "few")
@@ -166,10 +165,18 @@ def test_an_interrupted_extraction_ends_at_once_and_goes_on(table: Path, tmp_pat
     assert not left_out
 
 
-def test_a_worker_that_dies_ends_the_work_and_not_the_waiting():
-    # As when the system kills it for its memory in the midst of a file.
-    with extract_lld._workers(1) as pool, pytest.raises(WorkError, match="a worker process died"):
-        list(extract_lld._watched(pool.imap(os._exit, [1])))
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_that_dies_ends_the_work_and_not_the_waiting(tmp_path: Path, busy: bool):
+    # As when the system kills it for its memory, in the midst of a file or before it has one.
+    work = partial(extract_lld._lld_of, settings=extract_lld.settings())
+    tasks = [("a", write_tone(tmp_path / "a.wav"))] * 5_000
+    with extract_lld._workers(2) as pool:
+        entries = extract_lld._in_turn(pool, work, tasks)
+        if busy:
+            next(entries)
+        Timer(0.2, lambda: multiprocessing.active_children()[0].kill()).start()
+        with pytest.raises(WorkError, match="a worker process died"):
+            list(entries)
 
 
 def test_nothing_usable(tmp_path: Path):
