@@ -259,8 +259,8 @@ def _that_fit(program: Program, runs: Sequence[Run], standards: tuple[Standard, 
         return 1
     all_ = ((program.counted(LEAST), *shared), (program.seated(standards, order), plan), (resting.taken(program, order),))
     one = over_runs(_update(program, 2), program.mesh)  # as several at once would compute it
-    lowered = jax.jit(lambda *arguments: one(*arguments)).lower(*all_)
-    return max(1, int(0.7 * free / max(lowered.compile().memory_analysis().temp_size_in_bytes, 1)))
+    needed = one.lower(*all_).compile().memory_analysis().temp_size_in_bytes
+    return max(1, int(0.7 * free / max(needed, 1)))
 
 
 def _update(program: Program, parallel: int) -> Callable[..., Any]:
@@ -275,7 +275,7 @@ def _update(program: Program, parallel: int) -> Callable[..., Any]:
     return update
 
 
-def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: bool = False) -> Callable[..., Any]:
+def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: bool = False) -> Any:
     """`one(*shared, *own, *carried)` for every run, as a function of these three tuples.
 
     Shared arguments lie whole on every device (with `apart`, each device has its own along their leading axis); those of the
@@ -312,10 +312,8 @@ def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: boo
         return (*carried, *found) if carried else found
 
     specs = (P("runs") if apart else P(), P("runs"), P("runs"))
-    compiled = jax.jit(
-        jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=P("runs"), check_vma=False), donate_argnums=2
-    )
-    return lambda shared, own, carried=(): compiled(shared, own, carried)
+    on_all = jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=P("runs"), check_vma=False)
+    return jax.jit(lambda shared, own, carried=(): on_all(shared, own, carried), donate_argnums=2)
 
 
 def rooms_of(frames: Frames, runs: Sequence[Run], batch_size: int) -> tuple[int, ...]:

@@ -74,6 +74,25 @@ def test_runs_at_once_differ_by_rounding_only(head: str, parallel: int):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_a_call_takes_no_more_memory_for_more_runs_but_for_more_at_once():
+    def needed(count: int, parallel: int) -> int:
+        frames, labels = problem()
+        mesh = Mesh(np.array(jax.local_devices()), ("runs",))
+        model, tx = HEADS["mlp"].module(3, 0.2), optax.adam(1e-2)
+        runs, of_all = runs_of(count), program.Program(model, tx, (frames,), labels, 6, mesh)
+        standards = jax.tree.map(lambda leaf: np.stack([leaf] * count), (standardisation(moments(frames), runs[0].train),))
+        resting, order = program.started(of_all, runs), list(range(count))
+        shared, plan = of_all.placed(np.full((count, 4, 6), -1, np.int32))
+        mine = (of_all.seated(standards, order), plan), (resting.taken(of_all, order),)
+        update_all = program.over_runs(program._update(of_all, parallel), mesh, parallel)
+        return update_all.lower((of_all.counted(4), *shared), *mine).compile().memory_analysis().temp_size_in_bytes
+
+    states = 36 / 2 * 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(trained("mlp", runs_of(1)).params))
+    few, many, at_once = needed(4, 1), needed(40, 1), needed(4, 2)
+    assert many - few < 0.1 * states  # of 36 more runs, 18 on each of two devices: parameters and two moments
+    assert at_once > 1.2 * few
+
+
 @pytest.mark.parametrize("head", SOME)
 def test_chunk_length_changes_no_bit(head: str):
     runs = runs_of(2, updates=30)
