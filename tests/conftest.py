@@ -18,12 +18,14 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxser", "beartype.beartype")
 
-# Two devices, as commands have on a CPU with two cores, also in the processes that tests start; and what one of them has
-# compiled, the others need not.
-COMPILED = tempfile.TemporaryDirectory(prefix="jaxser-compiled-")
+# Two devices, as commands have on a CPU with two cores, also in the processes that tests start; and what one of all these has
+# compiled, the others need not. With a most size jax locks the folder, so that nobody reads what is still being written.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="jaxser-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 from jaxser.architecture import NANO  # noqa: E402 (after the hook)
 
