@@ -71,7 +71,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
         lines.append(f"{write_tone(home / 'many' / f'{i:03}.wav', 0.3, 100 + i, i).name},{'ab'[i % 2]},s{i % 6}")
     (home / "many" / "many.csv").write_text("\n".join(lines) + "\n")
     cv = ["--corpus", "csv", "--root", str(table), "--cache", "cache", "--out", "run"]
-    cv += ["--features", "lld", "--updates", "3000", "--save", "--final", "--state-seconds", "0.1"]
+    cv += ["--features", "lld", "--head", "attention", "--updates", "3000", "--save", "--final", "--state-seconds", "0.1"]
     paper = ["--figure", "2", "--head", "mean", "--corpus", "csv", "--root", str(table), "--weights", str(weights)]
     paper += ["--control", "none", "--seeds", "1", "--updates", "400", "--cache", "cache"]
     model = ["--corpus", "csv", "--root", str(table), "--features", "wav2vec", "--weights", str(weights), "--head", "mean"]
