@@ -82,7 +82,8 @@ class Program:
     def seated(self, tree: Any, order: Order) -> Any:
         """Of a tree with a leading axis of runs those that have places, on their devices."""
         rows = np.array([run or 0 for run in order])  # something has to lie at an empty place too
-        return jax.device_put(jax.tree.map(lambda leaf: leaf[rows], tree), self.each)
+        # Leaf by leaf, so that the host's copy of one is gone before that of the next is made.
+        return jax.tree.map(lambda leaf: jax.device_put(leaf[rows], self.each), tree)
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,14 @@ def started(program: Program, runs: Sequence[Run]) -> Resting:
     rows = np.minimum(np.arange(-len(runs) // program.mesh.size * -program.mesh.size), len(runs) - 1)
     start = over_runs(partial(train.start, program.model, program.tx), program.mesh)
     state = start((first,), (jax.device_put(keys[rows], program.each),))
+
+    def brought(leaf: jax.Array) -> np.ndarray:
+        here = np.array(leaf)[: len(runs)]
+        leaf.delete()  # so that no more than a leaf lies there and here at a time
+        return here
+
     changing = (state.params, state.optimiser, state.step)
-    every = (changing, jax.random.key_data(state.key))
-    return Resting(*jax.tree.map(lambda leaf: np.array(leaf)[: len(runs)], every))
+    return Resting(*jax.tree.map(brought, (changing, jax.random.key_data(state.key))))
 
 
 def looks(
