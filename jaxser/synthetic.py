@@ -254,11 +254,11 @@ class _Voice:
         starts = np.cumsum(lengths).astype(int)
         source = np.zeros(n)
         source[starts[starts < n]] = 1.0
-        source = _filtered([1 - tilt], [1, -tilt], source) + self.breath * random.normal(size=n) * 0.1
+        source = _filtered([1 - tilt], [1.0, -tilt], source) + self.breath * random.normal(size=n) * 0.1
         for formant, bandwidth in zip((*FORMANTS[vowel], 3500), (80, 100, 140, 200), strict=True):
             radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
             angle = 2 * np.pi * min(formant * self.tract, 7500) / SAMPLE_RATE
-            poles = [1, -2 * radius * np.cos(angle), radius**2]
+            poles = [1.0, -2 * radius * np.cos(angle), radius**2]
             source = _filtered([sum(poles)], poles, source)
         ramp = int(0.02 * SAMPLE_RATE)
         envelope = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / ramp)
@@ -266,4 +266,4 @@ class _Voice:
 
     def _consonant(self, random: np.random.Generator) -> Float64[np.ndarray, " s"]:
         n = int(random.uniform(0.015, 0.06) * SAMPLE_RATE)
-        return _filtered([1, -0.9], [1], random.normal(size=n)) * 0.004 * np.hanning(n)
+        return _filtered([1.0, -0.9], [1.0], random.normal(size=n)) * 0.004 * np.hanning(n)
