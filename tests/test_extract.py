@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -170,11 +170,17 @@ def test_a_worker_that_dies_ends_the_work_and_not_the_waiting(tmp_path: Path, bu
     # As when the system kills it for its memory, in the midst of a file or before it has one.
     work = partial(extract_lld._lld_of, settings=extract_lld.settings())
     tasks = [("a", write_tone(tmp_path / "a.wav"))] * 5_000
+
+    def kill_one() -> None:
+        while not (there := multiprocessing.active_children()):
+            time.sleep(0.01)
+        there[0].kill()
+
     with extract_lld._workers(2) as pool:
         entries = extract_lld._in_turn(pool, work, tasks)
         if busy:
             next(entries)
-        Timer(0.2, lambda: multiprocessing.active_children()[0].kill()).start()
+        Thread(target=kill_one).start()
         with pytest.raises(WorkError, match="a worker process died"):
             list(entries)
 

@@ -309,7 +309,7 @@ def test_out_of_memory_names_the_flags(capsys: pytest.CaptureFixture[str], monke
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     table = write_table(tmp_path / "corpus")
-    flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--head", "attention", "--updates", 8_000]
+    flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--head", "mlp", "--updates", 2_000]
     flags += ["--state-seconds", 0.01, "--cache", tmp_path / "cache"]
     line = [sys.executable, "-m", "jaxser.cv", *map(str, flags)]
     process = subprocess.Popen(
