@@ -46,6 +46,7 @@ def time_ragged(
         def fairseqs() -> None:
             out = folder / f"out{next(caches)}"
             out.mkdir()
+            torch.backends.cudnn.benchmark = False  # its search would take longer than the files, each of another length
             device = next(model.parameters())  # and type: where clips have put it
             with torch.inference_mode():
                 for path in paths:
@@ -84,7 +85,7 @@ def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtyp
         np.asarray(before)
 
     def twins() -> None:
-        before = None
+        before, torch.backends.cudnn.benchmark = None, True  # a few lengths, which come again
         with torch.inference_mode():
             for waveforms, lengths in batches:
                 source = torch.from_numpy(waveforms).to("cuda", getattr(torch, dtype))

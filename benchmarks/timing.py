@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 
 from jaxser.devices import processor
@@ -52,8 +53,10 @@ class Timing:
 
 def take_turns(calls: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, Timing]:
     """Time every call once a round, after a first round that is kept apart. A call returns when its work is done."""
-    first = {name: seconds_of(call) for name, call in calls.items()}
-    later: dict[Any, list[float]] = {name: [] for name in calls}
+    first, later = {}, {name: [] for name in calls}
+    for name, call in calls.items():
+        first[name] = seconds_of(call)
+        say(f"{' '.join(map(str, name)) if isinstance(name, tuple) else name}: {first[name]:.2f} s, the first call")
     for _ in range(rounds):
         for name, call in calls.items():
             later[name].append(seconds_of(call))
@@ -133,12 +136,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def accelerators() -> str:
+    """The devices that are no CPU's, as "1 NVIDIA H200"; nothing where there are none. Sets jax to work, so it is for the
+    end."""
+    found = [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+    return f"{len(found)} {found[0]}" if found else ""
+
+
 def stamp(found: Mapping[str, Any]) -> list[str]:
     """Two lines for the head of a report: machine and versions, and how busy it was."""
+    processors = ", ".join(filter(None, (accelerators(), found["machine"]["processor"])))
     versions = ", ".join(f"{name} {value}" for name, value in found["machine"]["versions"].items())
     load = "unknown" if found["load"] is None else f"{found['load']:.1%}"
     return [
-        f"{found['machine']['processor']}, {found['machine']['cores']} cores, {found['machine']['system']}; {versions}",
+        f"{processors}, {found['machine']['cores']} cores, {found['machine']['system']}; {versions}",
         f"load before {found['machine']['load_before']:.2f}; other programs during the run {load} of the machine",
     ]
 
@@ -148,7 +159,7 @@ def conclude(found: Mapping[str, Any], report: str, json: Path | None) -> None:
     count: `found["load"]` is the share that other programs took."""
     print(report)
     if json:
-        write_json(json, found)
+        write_json(json, {**found, "accelerators": accelerators()})
     load = found["load"]
     if load is not None and load > OTHER_LOAD:
         say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")

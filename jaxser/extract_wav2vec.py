@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from math import floor, log2
 from typing import Any, Literal, NamedTuple
 
@@ -40,7 +41,7 @@ class Budget(NamedTuple):
 CPU = Budget(5.0, 64, 4)
 """A single long utterance keeps a few cores busy, and its activations are then nearest to fitting their caches."""
 
-ACCELERATOR = Budget(320.0, 8, 1)
+ACCELERATOR = Budget(320.0, 2, 1)
 """The first layer's activations are 6.5 MB a second of audio in float32. Half as much at once took 7 % longer on an H200; there
 a compilation took 11 s, in which it hears five days of audio, so lengths are few."""
 
@@ -106,11 +107,12 @@ def compute(
     """
     if not parts:
         return  # nor are the weights read
-    encoder, budget = load(), _budget()
     hidden = not (bar and sys.stderr.isatty())
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
+    decoding = ([pool.submit(_decode, task, settings) for task in part] for part in parts)
     try:
-        ahead: deque[list[Future[Clip]]] = deque()
+        ahead: deque[list[Future[Clip]]] = deque(islice(decoding, 2))  # while the weights are read too
+        encoder, budget = load(), _budget()
         with tqdm(
             total=0 if hidden else sum(_seconds([task for part in parts for task in part], jobs, settings)),
             desc="wav2vec",
@@ -119,12 +121,10 @@ def compute(
             disable=hidden,
             leave=False,
         ) as shown:
-            for part in [*parts, None]:
-                if part:
-                    ahead.append([pool.submit(_decode, task, settings) for task in part])
-                if len(ahead) > 1 or (part is None and ahead):
-                    clips = [clip.result() for clip in ahead.popleft()]
-                    yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), shown)
+            while ahead:
+                clips = [clip.result() for clip in ahead.popleft()]
+                ahead.extend(islice(decoding, 1))
+                yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), shown)
     finally:
         pool.shutdown(cancel_futures=True)
 

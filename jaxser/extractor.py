@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,8 +78,15 @@ def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: 
     mine = [[(content, tasks[content]) for content in part] for part in hosts.share(parts)]
 
     def work() -> None:
-        for part in extractor.compute(mine, jobs, hosts.first()):
-            write_part(store, part)
+        # Written while the next part is computed; no more than one waits.
+        with ThreadPoolExecutor(1, thread_name_prefix="store") as writer:
+            written = None
+            for part in extractor.compute(mine, jobs, hosts.first()):
+                if written:
+                    written.result()
+                written = writer.submit(write_part, store, part)
+            if written:
+                written.result()
 
     hosts.tell(work)
     return _reopened(cache, extractor, [content for part in parts for content in part])

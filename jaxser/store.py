@@ -9,8 +9,10 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,20 +95,28 @@ def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
         write_json(provenance, settings)
     if json_of(provenance) != dict(settings):
         raise WorkError(f"{provenance} does not describe {settings['extractor']} with {settings}; delete {folder}")
+    notes = sorted(folder.glob("part-*.json"))
+    with ThreadPoolExecutor(thread_name_prefix="checksum") as pool:
+        parts = list(pool.map(partial(_part, width=settings["width"]), notes))
     rows, failed, damaged = {}, {}, []
-    for note in sorted(folder.glob("part-*.json")):
-        try:
-            of_part, failed_there = _part(note, settings["width"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    for note, part in zip(notes, parts, strict=True):
+        if part is None:
             damaged.append(note.stem)
-            continue
-        rows |= of_part
-        failed |= failed_there
+        else:
+            rows |= part[0]
+            failed |= part[1]
     return Store(folder, settings["width"], rows, failed, tuple(damaged))
 
 
-def _part(note: Path, width: int) -> tuple[dict[str, Row], dict[str, str]]:
-    # Rows and reasons of a part. Raises one of many things for what `write_part` has not written.
+def _part(note: Path, width: int) -> tuple[dict[str, Row], dict[str, str]] | None:
+    # Rows and reasons of a part; None for what `write_part` has not written.
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _read_part(note, width)
+    return None
+
+
+def _read_part(note: Path, width: int) -> tuple[dict[str, Row], dict[str, str]]:
+    # Raises one of many things for a part that is damaged.
     part, frames = json_of(note), note.with_suffix(".npy")
     if _checksum(frames) != part["crc32"]:
         raise ValueError("other frames than were written")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +73,47 @@ def test_what_is_there_already_leaves_a_gap_in_its_part(table: Path, tmp_path: P
     monkeypatch.setattr(extractor, "write_part", lambda store, part: (sizes.append(len(part)), original(store, part)))
     run(table, tmp_path / "cache")
     assert sizes == [7, 8, 7, 8, 8, 7]
+
+
+def test_a_part_is_written_while_the_next_is_computed(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    monkeypatch.setattr(extract_lld, "ALONE", np.inf)
+    of_the_next, computed, in_time = Event(), [], []
+    compute, write = extract_lld._lld_of, extractor.write_part
+
+    def computes(*work, **settings):
+        computed.append(work)
+        if len(computed) > 8:
+            of_the_next.set()
+        return compute(*work, **settings)
+
+    def writes(store, part):
+        in_time.append(of_the_next.wait(20))
+        write(store, part)
+
+    monkeypatch.setattr(extract_lld, "_lld_of", computes)
+    monkeypatch.setattr(extractor, "write_part", writes)
+    run(table, tmp_path / "cache")
+    assert in_time == [True] * 6
+
+
+def test_a_part_that_cannot_be_written_ends_the_work(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    written, write = [], extractor.write_part
+
+    def writes(store, part):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append([entry.content for entry in part])
+        write(store, part)
+
+    with monkeypatch.context() as full:
+        full.setattr(extractor, "write_part", writes)
+        with pytest.raises(OSError, match="No space left"):
+            run(table, tmp_path / "cache")
+    assert len(written) == 2
+    _, store, contents, _ = run(table, tmp_path / "cache")
+    assert {content for part in written for content in part} < set(store.rows) == set(contents.values())
 
 
 @pytest.mark.parametrize("change", [{"lld_window": 25.0}, {"lld_hop": 10.0}, {"crop": "centre"}, {"max_seconds": 0.3}])
