@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks import torch_heads
+from benchmarks.lengths import as_iemocap, as_ravdess
 from jaxser import lld, train
 from jaxser.aligned import DENSE, WIDTH
 from jaxser.architecture import LARGE, NANO
@@ -29,14 +30,9 @@ WORDS, TEXT_FEATURES = 24, 384
 
 
 def seconds_of(size: str) -> np.ndarray:
-    """Lengths of the utterances of a corpus, cropped: RAVDESS's 864 (mean 3.7 s), or IEMOCAP's 5,531 (log-normal, median 3.58,
-    mean 4.55 s)."""
-    random = np.random.default_rng(0)
-    if size == "ravdess":
-        seconds = random.normal(3.70, 0.34, 864)
-    else:
-        seconds = 3.58 * np.exp((2 * np.log(4.55 / 3.58)) ** 0.5 * random.normal(size=5531))
-    return np.clip(seconds, 0.6, CROP_SECONDS)
+    """Lengths of the utterances of a corpus, cropped."""
+    like = {"ravdess": as_ravdess, "iemocap": as_iemocap}[size]
+    return np.minimum(like(np.random.default_rng(0)), CROP_SECONDS)
 
 
 @dataclass(frozen=True)

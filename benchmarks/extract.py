@@ -39,7 +39,7 @@ from benchmarks.timing import (
     table,
     take_turns,
 )
-from jaxser import extract_wav2vec
+from jaxser import devices, extract_wav2vec
 from jaxser.architecture import LARGE
 
 BATCHES = {"cpu": (1, 4, 8)}
@@ -68,6 +68,7 @@ class Config:
 
 def main(config: Config) -> None:
     """The whole benchmark."""
+    devices.each_core()  # as the command has them
     if config.only:
         system, _, batch = config.only.rpartition(":")
         model = None if system.startswith("jaxser") else torch_twins.fairseq_model()[0]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
+from benchmarks.lengths import IEMOCAP, as_iemocap
 from benchmarks.timing import OtherLoad, conclude, machine, run_benchmark, say, stamp, table
 from jaxser import audio, devices, extract, paper
 from jaxser.command import command_line
@@ -39,7 +40,7 @@ class Config:
     """`made`: noise of IEMOCAP's size and lengths."""
     root: Path | None = None
     """The corpus folder; not for `made`."""
-    utterances: int = 5531
+    utterances: int = IEMOCAP
     """Of the corpus that is made."""
     weights: str = "nano"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -118,10 +119,9 @@ def cells_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def make(home: Path, utterances: int) -> Path:
-    """A corpus of noise with IEMOCAP's lengths (log-normal, median 3.58 s, mean 4.55 s), as a CSV with words."""
+    """A corpus of noise with IEMOCAP's lengths, as a CSV with words."""
     random = np.random.default_rng(0)
-    spread = (2 * np.log(4.55 / 3.58)) ** 0.5
-    seconds = np.clip(3.58 * np.exp(spread * random.normal(size=utterances)), 0.6, 34)
+    seconds = as_iemocap(random, utterances)
     home.mkdir(parents=True)
     with (home / "corpus.csv").open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file).writerow

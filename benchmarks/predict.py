@@ -57,7 +57,7 @@ def main(config: Config) -> None:
     """The whole benchmark."""
     if config.clips < TRAINED_ON:
         raise CallError(f"--clips {config.clips}: at least {TRAINED_ON}")
-    found: dict[str, Any] = {"machine": machine(), "command": f"python -m benchmarks.predict --clips {config.clips}"}
+    found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.predict", *sys.argv[1:]])}
     with tempfile.TemporaryDirectory() as passing:
         home = Path(passing)
         make(home / "clips", config)

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from benchmarks import torch_twins
+from benchmarks.lengths import as_iemocap
 from benchmarks.systems import Dtype, our_params
 from benchmarks.timing import Timing, say, take_turns
 from convert.wav2vec import Call
@@ -102,11 +103,10 @@ def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtyp
 
 
 def write_ragged_corpus(folder: Path, files: int) -> list[Path]:
-    """Files with IEMOCAP's lengths: log-normal with its median of 3.58 s and mean of 4.55 s, from 0.585 to 34.14 s."""
+    """Files of noise with IEMOCAP's lengths, and a CSV of them."""
     generator = np.random.default_rng(0)
-    lengths = np.clip(3.58 * np.exp((2 * np.log(4.55 / 3.58)) ** 0.5 * generator.normal(size=files)), 0.585, 34.14)
     paths = []
-    for i, seconds in enumerate(lengths):
+    for i, seconds in enumerate(as_iemocap(generator, files)):
         path = folder / f"{i:05}.wav"
         soundfile.write(path, generator.normal(0, 0.1, round(seconds * audio.SAMPLE_RATE)), audio.SAMPLE_RATE, "PCM_16")
         paths.append(path)

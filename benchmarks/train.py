@@ -9,8 +9,7 @@ thread and on all. Frames are random, as many as a corpus's recordings have.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +69,7 @@ class Config:
     systems: tuple[str, ...] = (*OURS, *TORCH)
     """Which have their turn; of ours all but the first with 25 runs."""
     full: str = "mean lld"
-    """The cell that is trained whole, both sides, to check the projection; none: leave it out."""
+    """The cell that is trained whole, both sides, to check the projection, where both are timed; none: leave it out."""
     peaks: str = "mlp lld"
     """The cell whose peak memory is taken; none: leave it out."""
     json: Path | None = None
@@ -101,15 +100,17 @@ def beside_torch(cells: Sequence[Cell], config: Config) -> dict[str, Any]:
     ceilings = ceiling("float32")
     say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
     rows = []
-    with suppress(KeyboardInterrupt):  # what is measured by then is told
+    try:
         for cell in cells:
             rows += rows_of(cell, config, max(ceilings.values()))
+    except KeyboardInterrupt:  # what is measured by then is told, and nothing else begun
+        config = replace(config, full="none", peaks="none")
     done = {row["name"] for row in rows}
     cells = [cell for cell in cells if cell.name in done]
     beside_each_other = 25 in config.runs and OURS[0] in config.systems and set(TORCH) & set(config.systems)
     ratios = {cell.name: ratio_of(rows, cell) for cell in cells if beside_each_other}
     found: dict[str, Any] = {"ceiling_gflops": ceilings, "rows": rows, "devices": jax.local_device_count()}
-    if config.full != "none":
+    if config.full in ratios:  # what is to be checked are its projections
         found["whole"] = [whole(Cell(*config.full.split(), config.size), rows, ours) for ours in (True, False)]
     if config.peaks != "none":
         cell = ("--cells", config.peaks, "--size", config.size, "--only")

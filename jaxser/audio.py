@@ -56,6 +56,10 @@ class AudioError(ValueError):
     """One file that cannot be used. The message says what is wrong with it, without the path."""
 
 
+class Unreachable(AudioError):
+    """One that may well be used another time: it is not there just now, or its disk did not give it."""
+
+
 def load(path: str | Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") -> Float32[np.ndarray, " s"]:
     """Read any file that libsndfile reads as a mono 16 kHz waveform of at most `max_seconds` (0: all of it).
 
@@ -125,7 +129,7 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
             file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
             signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
     except UNREADABLE as error:
-        raise AudioError(f"not readable as audio: {_reason(error)}") from None
+        raise _kind(error)(f"not readable as audio: {_reason(error)}") from None
     signal = resample(_mono(signal), rate)[:samples]
     if len(signal) < samples - 1:
         raise AudioError(f"cut short: {len(signal)} of {samples} samples from {start / SAMPLE_RATE:.2f} s on")
@@ -141,6 +145,11 @@ def silent(signal: Float32[np.ndarray, " s"]) -> bool:
 def _demand_finite(signal: Float32[np.ndarray, " s"]) -> None:
     if not np.isfinite(signal).all():
         raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")
+
+
+def _kind(error: Exception) -> type[AudioError]:
+    # libsndfile's error 2 is one of the system's, which has nothing to do with what is in the file.
+    return Unreachable if isinstance(error, OSError) or getattr(error, "code", None) == 2 else AudioError
 
 
 def _reason(error: Exception) -> str:
@@ -183,7 +192,7 @@ def crop(signal: Float32[np.ndarray, " s"], max_seconds: float, crop_to: Crop) -
 
 def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     if not path.is_file():
-        raise AudioError("no such file")
+        raise Unreachable("no such file")
     if path.stat().st_size == 0:
         raise AudioError("the file is empty (0 bytes)")
     try:
@@ -196,7 +205,7 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
             _demand_rate(rate)
             samples = _all_of(file)
     except UNREADABLE as error:
-        raise AudioError(f"not readable as audio: {_reason(error)}") from None
+        raise _kind(error)(f"not readable as audio: {_reason(error)}") from None
     if len(samples) < promised or _ends_early(path):
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
     if len(samples) == 0:

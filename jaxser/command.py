@@ -79,6 +79,7 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     _CtrlC.listen()
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
+        sys.stdout.flush()  # what cannot be written is to be told below, not by an exit that has lost it
     except CallError as error:
         _leave(name, str(error), 2)
     except ValueError as error:

@@ -16,6 +16,9 @@ from jaxser.command import workers
 from jaxser.digests import text_digest
 from jaxser.store import ALIGNMENT, aligned
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may take of memory."""
+
 SHARE = 0.6
 """Of a device's free memory, what frames may take; the rest is for training."""
 
@@ -103,9 +106,11 @@ def _available() -> int:
     except (OSError, StopIteration):
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
-        most, now = (Path(f"/sys/fs/cgroup/memory.{what}").read_text() for what in ("max", "current"))
-        return min(machine, max(0, int(most) - int(now)))
-    except (OSError, ValueError):  # no such limit
+        most, now, parts = ((CGROUP / f"memory.{what}").read_text() for what in ("max", "current", "stat"))
+        of = dict(line.split() for line in parts.splitlines())
+        files = int(of["active_file"]) + int(of["inactive_file"])  # what was read, kept as long as nobody wants the room
+        return min(machine, max(0, int(most) - int(now) + files))
+    except (OSError, ValueError, KeyError):  # no such limit
         return machine
 
 

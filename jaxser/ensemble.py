@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
 from jaxser import devices, program, states, streams, train, turns
-from jaxser.errors import WorkError
 from jaxser.hosts import say
 from jaxser.standards import Standard
 from jaxser.store import Frames
@@ -31,14 +30,13 @@ from jaxser.train import Run
 class Trained:
     """What came out, run by run: parameters (leading axis r), logits f32[m, c] in the order of `Run.test`, losses f32[updates].
 
-    `devices` and `parallel` say how the runs were laid out.
+    `parallel` is how many each device trained at once.
     """
 
     params: Any
     standards: tuple[Standard, ...]
     logits: list[np.ndarray]
     losses: list[np.ndarray]
-    devices: int
     parallel: int
 
     @property
@@ -79,8 +77,8 @@ def train_runs(
     gain nothing, and as many as memory holds elsewhere. `memory`: GiB for frames on each device; 0 takes what there is.
     `chunk`: the most updates of a run between two looks at the losses, where the clock would take more. At each look
     `progress` hears of updates done in all runs and their mean loss. `keep`: where states are saved on the way and found
-    again. A run whose loss is not finite goes on with the others, and `Trained.diverged` tells. Raises WorkError where that
-    becomes of all of them, and CallError where `memory` does not hold a batch.
+    again. A run whose loss is not finite goes on with the others, and `Trained.diverged` tells; where that has become of all of
+    them, training ends. Raises CallError where `memory` does not hold a batch.
     """
     # Two devices at the least, though one stays idle: XLA compiles for one alone in another way, and other bits come out.
     mesh = Mesh(np.array(jax.local_devices()[: max(2, len(runs))]), ("runs",))
@@ -117,6 +115,9 @@ def train_runs(
                 losses[run, done[run] : done[run] + len(some)] = some
                 done[run] += len(some)
             _look_for_nan(look, runs, done, lost)
+            if len(lost) == len(runs):
+                look.put_back()
+                break
             now = np.concatenate(list(look.losses.values()))
             finite = int(np.isfinite(now).sum())
             progress(finite, float(np.nanmean(now)) if finite else np.nan)
@@ -133,7 +134,6 @@ def train_runs(
         standards=standard,
         logits=program.predicted(of_all, runs, standard, params, course.places, parallel),
         losses=[losses[i, :length] for i, length in enumerate(lengths)],
-        devices=min(mesh.size, len(runs)),
         parallel=parallel,
     )
 
@@ -144,12 +144,10 @@ def _to_keep(resting: program.Resting, losses: Float32[np.ndarray, "r updates"])
 
 
 def _look_for_nan(look: program.Look, runs: Sequence[Run], done: np.ndarray, lost: set[int]) -> None:
-    # Says which runs have just lost their way. Raises WorkError where none is left.
+    # Says which runs have just lost their way.
     for number, some in look.losses.items():
         wrong = np.flatnonzero(~np.isfinite(some))
         if wrong.size and number not in lost:
             update = done[number] - len(some) + wrong[0] + 1
             say(f"{runs[number].name}: the loss is {some[wrong[0]]} at update {update}; the other runs go on")
             lost.add(number)
-    if len(lost) == len(runs):
-        raise WorkError(f"no run has a finite loss after {done.max()} updates: lower --learning-rate")

@@ -129,10 +129,21 @@ def run(experiments: Sequence[Experiment], began: float) -> None:
         differing = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(other.config, f.name)]
         if strange := set(differing) - set(OF_A_KIND):
             raise ValueError(f"experiments that differ in {sorted(strange)} cannot train as one program")
+    _demand_one_command(experiments)
     with ExitStack() as claims:
         for one in experiments:
             hosts.of_first(lambda one=one: _begin(one, claims))
         _train_and_write(experiments, began)
+
+
+def _demand_one_command(experiments: Sequence[Experiment]) -> None:
+    # Where files lie may differ from host to host: what is in them stands in the signature.
+    places = ("root", "weights", "text_model")
+    here = [
+        [one.signature, one.config.parallel, one.config.final, {n: v for n, v in one.settings.items() if n not in places}]
+        for one in experiments
+    ]
+    hosts.demand_agreement(here, "the hosts were given different commands, or find different corpora: all must be the same")
 
 
 def _begin(one: Experiment, claims: ExitStack) -> None:
@@ -218,6 +229,8 @@ def _keep(experiments: Sequence[Experiment]) -> states.Keep:
 
 def _diverged(one: Experiment, runs: list[train.Run], trained: ensemble.Trained, final: ensemble.Trained | None) -> list[str]:
     # What to say of runs that lost their way; the tables of the others are written, but no summary.
+    if len(trained.diverged) == len(runs):
+        return [f"no run of {one.out} has a finite loss from update {max(trained.diverged.values())} on"]
     lost = {runs[i].name: update for i, update in trained.diverged.items()}
     if final and final.diverged:
         lost["the head on all data"] = final.diverged[0]

@@ -287,7 +287,7 @@ def _why_unreadable(path: Path) -> str:
         audio.load(path)
     except (audio.AudioError, OSError) as error:
         return str(error)
-    return "it changed while it was being read"
+    return "it could not be read a moment ago, and now it can: run again"
 
 
 if __name__ == "__main__":

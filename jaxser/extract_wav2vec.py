@@ -1,4 +1,4 @@
-"""wav2vec features of many files: decoded ahead by threads, sorted by length into batches, computed on all devices.
+"""wav2vec features of many files: decoded ahead by threads, sorted by length into batches, shared out among devices.
 
 Files go longest first, in parts that depend on nothing but the files: the same work makes the same parts, also when it is
 cut short and goes on. Each batch is padded to one of a few lengths, so that little is compiled and little is padded.
@@ -53,6 +53,7 @@ class Clip(NamedTuple):
     waveform: np.ndarray | None
     sound: str = ""
     reason: str = ""
+    passing: bool = False
 
 
 def settings(
@@ -184,7 +185,7 @@ def _decode(task: Task, settings: Mapping[str, Any]) -> Clip:
     try:
         waveform = audio.read(source, settings["max_seconds"], settings["crop"])
     except audio.AudioError as error:
-        return Clip(content, None, reason=str(error))
+        return Clip(content, None, reason=str(error), passing=isinstance(error, audio.Unreachable))
     return Clip(content, waveform, hashlib.sha256(waveform).hexdigest())
 
 
@@ -197,7 +198,7 @@ def _encode(
     sound: list[Clip] = []
     for clip in clips:
         if clip.waveform is None:
-            entries[clip.content] = Entry(clip.content, None, reason=clip.reason)
+            entries[clip.content] = Entry(clip.content, None, reason=clip.reason, passing=clip.passing)
         elif len(clip.waveform) < shortest:
             what = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
             entries[clip.content] = Entry(

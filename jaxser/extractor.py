@@ -77,19 +77,22 @@ def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: 
     hosts.demand_agreement(here, f"the hosts do not find the same files: {SHARED_DISK}")
     mine = [[(content, tasks[content]) for content in part] for part in hosts.share(parts)]
 
-    def work() -> None:
+    def work() -> list[str]:
+        unread = []
         # Written while the next part is computed; no more than one waits.
         with ThreadPoolExecutor(1, thread_name_prefix="store") as writer:
             written = None
             for part in extractor.compute(mine, jobs, hosts.first()):
+                unread += [entry.content for entry in part if entry.passing]
                 if written:
                     written.result()
                 written = writer.submit(write_part, store, part)
             if written:
                 written.result()
+        return unread
 
-    hosts.tell(work)
-    return _reopened(cache, extractor, [content for part in parts for content in part])
+    unread = {content for some in hosts.tell(work) for content in some}
+    return _reopened(cache, extractor, [content for part in parts for content in part if content not in unread])
 
 
 SHARED_DISK = "--root and --cache must lie on a disk that all of them share"

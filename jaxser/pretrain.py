@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 
 from jaxser import audio, cards, checkpoint, contrastive, crops, devices, hosts, pretraining, protocol, recordings, wav2vec
 from jaxser.architecture import Architecture, parse_layers
-from jaxser.command import differences, run_command
+from jaxser.command import demand_at_least, differences, run_command
 from jaxser.crops import Plan
 from jaxser.digests import digests, text_digest
 from jaxser.errors import CallError
@@ -141,10 +141,7 @@ def check(config: Config) -> None:
     """Raise CallError for flags that make no sense."""
     least = {"prediction_steps": 1, "offset": 1, "num_negatives": 1, "cross_sample_negatives": 0, "updates": 1, "warm_up": 0}
     least |= {"look_every": 1, "save_every": 1, "seed": 0, "jobs": 0, "memory": 0, "clip_norm": 0, "held_out": 0}
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and not smallest <= value < float("inf"):
-            raise CallError(f"{_flag(name)} {value}: at least {smallest}")
+    demand_at_least(config, least)
     for name in ("learning_rate", "crop_seconds", "batch_seconds"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):

@@ -122,7 +122,8 @@ class Look:
 
 def started(program: Program, runs: Sequence[Run]) -> Resting:
     """All runs before their first update."""
-    first = tuple(Frames(np.asarray(f.x[:1]), np.asarray(f.mask[:1])) for f in program.inputs)
+    one = np.arange(1)  # frames that lie on disk are read by numbers of rows
+    first = tuple(Frames(np.asarray(f.x[one]), np.asarray(f.mask[one])) for f in program.inputs)
     keys = jnp.stack([train.run_key(r.seed, r.fold, r.train_size) for r in runs])
     rows = np.minimum(np.arange(-len(runs) // program.mesh.size * -program.mesh.size), len(runs) - 1)
     start = over_runs(partial(train.start, program.model, program.tx), program.mesh)
@@ -200,7 +201,7 @@ def _calls(
         until = [min(r.updates, behind + course.turn) for r, behind in zip(runs, done, strict=True)]
         while some := max(until[run] - done[run] for run in order if run is not None):
             some, updates = min(some, course.look, pace.updates), {}
-            # For a plan of a single row XLA compiles in another way, and other bits come out.
+            # For a plan of a single row XLA compiles in another way, and other bits come out (`streams.least_rows`).
             plan = np.full((len(order), max(2, course.look), program.batch_size), -1, np.int32)
             for place, run in enumerate(order):
                 if run is not None and (mine := min(some, until[run] - done[run])):
@@ -254,7 +255,7 @@ def at_once(
     most, device = -(-len(runs) // program.mesh.size), program.mesh.devices.flat[0]
     if program.table:
         parallel = parallel or (1 if device.platform == "cpu" else max(1, program.table // (8 * program.batch_size)))
-        most = min(most, program.table // max(program.batch_size, train.PREDICT_BATCH))
+        most = min(most, program.table // streams.least_rows(program.batch_size))
     return min(parallel or _that_fit(program, runs, standards, resting), most)
 
 

@@ -7,6 +7,7 @@ last and under its final name only when whole, so a part is there or it is not, 
 
 import json
 import math
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,10 @@ from jaxser.files import begun, json_of, write_json
 ALIGNMENT = 64
 """Bytes. An array that begins at a multiple of so many is used by jax on a CPU where it lies, by all devices; of any other each
 makes a copy (`devices.on_all`)."""
+
+
+STALE = 24 * 3600
+"""Seconds after which a part that somebody began to write is nobody's."""
 
 
 class Frames(NamedTuple):
@@ -76,6 +81,8 @@ class Entry:
     audio: str = ""
     seconds: float = 0.0
     reason: str = ""
+    passing: bool = False
+    """Whether the reason may be gone the next time: then it is not remembered."""
     words: tuple[str, ...] = ()
     cut: int = 0
 
@@ -95,6 +102,10 @@ def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
         write_json(provenance, settings)
     if json_of(provenance) != dict(settings):
         raise WorkError(f"{provenance} does not describe {settings['extractor']} with {settings}; delete {folder}")
+    for cut_short in folder.glob(".part-*"):  # by a kill; a young one may be another process's
+        with suppress(OSError):
+            if time.time() - cut_short.stat().st_mtime > STALE:
+                cut_short.unlink()
     notes = sorted(folder.glob("part-*.json"))
     with ThreadPoolExecutor(thread_name_prefix="checksum") as pool:
         parts = list(pool.map(partial(_part, width=settings["width"]), notes))
@@ -152,7 +163,7 @@ def write_part(store: Store, entries: Sequence[Entry]) -> None:
         for entry in good:  # one by one: a part is never in memory twice
             file.write(np.ascontiguousarray(entry.frames, "<f4").data)
     checksum = _checksum(part)
-    failed = {e.content: e.reason for e in entries if e.frames is None}
+    failed = {e.content: e.reason for e in entries if e.frames is None and not e.passing}
     write_json(store.folder / f"{name}.json", {"crc32": checksum, "rows": rows, "failed": failed})
 
 

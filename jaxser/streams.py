@@ -15,13 +15,18 @@ def rows_of_a_table(inputs: tuple[Frames, ...], limit: float, batch_size: int) -
     """How many rows of frames a device has room for at a time. Raises CallError where it is no batch."""
     # Two tables lie on a device: one that is trained on, and the next.
     a_row = sum(frames.x.nbytes / len(frames.x) for frames in inputs)
-    room, least = int(limit / 2 / a_row), max(batch_size, train.PREDICT_BATCH)
+    room, least = int(limit / 2 / a_row), least_rows(batch_size)
     if room < least:
         raise CallError(
-            f"frames may take {limit / 2**30:.3g} GiB on a device, and two batches of {least} utterances need "
+            f"frames may take {limit / 2**30:.3g} GiB on a device, and two tables of {least} utterances need "
             f"{2 * least * a_row / 2**30:.3g}: give as much with --memory"
         )
     return room
+
+
+def least_rows(batch_size: int) -> int:
+    """Of a table for one run. A call has room for two batches at the least: for one alone XLA compiles in another way."""
+    return max(2 * batch_size, train.PREDICT_BATCH)
 
 
 def table_of(

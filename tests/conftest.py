@@ -40,6 +40,14 @@ LITTLE = dataclasses.replace(
 )
 """A wav2vec that compiles in a second and sees what all do: 465 samples a frame, one each 160."""
 
+
+def apart() -> dict[str, str]:
+    """The environment of processes that are killed or find their disk full: half a program, where they keep theirs, is read by
+    nobody else, and without jax's account of sizes it keeps nobody from writing."""
+    ours = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_MAX_SIZE"}
+    return ours | {"JAX_COMPILATION_CACHE_DIR": os.path.join(ours["JAX_COMPILATION_CACHE_DIR"], "apart")}
+
+
 DATA = Path(os.environ.get("JAXSER_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

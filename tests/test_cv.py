@@ -258,7 +258,7 @@ def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config, tmp_
 
 
 def test_memory_that_holds_no_batch_is_named(config: cv.Config):
-    with pytest.raises(CallError, match=r"1e-06 GiB on a device, and two batches of 64 .*: give as much with --memory"):
+    with pytest.raises(CallError, match=r"1e-06 GiB on a device, and two tables of 64 .*: give as much with --memory"):
         cv.main(replace(config, head="attention", memory=1e-6))
 
 

@@ -75,6 +75,21 @@ def test_devices_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch):
     assert devices.memory_for_frames(device, apart=True) == pytest.approx(0.6e9 / jax.local_device_count())
 
 
+def test_what_a_container_has_read_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    machine = devices._available()
+    assert machine > 3_000_000
+    for name, text in {
+        "max": "5000000",
+        "current": "4900000",
+        "stat": "anon 1\nactive_file 1000000\ninactive_file 2000000",
+    }.items():
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    assert devices._available() == 3_100_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices._available() == pytest.approx(machine, rel=0.5)
+
+
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 5))
 def test_runs_are_dealt_evenly_and_none_twice(runs: int, hosts: int, count: int):
     dealt = devices.dealt(runs, hosts, count)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from conftest import apart, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,13 +129,16 @@ def save_nano(path: Path, seed: int = 5) -> str:
 def test_the_store_is_enough_when_audio_and_weights_are_gone(table: Path, tmp_path: Path):
     weights = save_nano(tmp_path / "weights")
     _, store, contents = run(table, tmp_path / "cache", weights=weights)
-    shutil.rmtree(tmp_path / "audio")
+    (tmp_path / "audio").rename(tmp_path / "away")
     shutil.rmtree(weights)
     _, again, same = run(table, tmp_path / "cache", weights=weights)
     assert (again.folder, same) == (store.folder, contents)
     save_nano(tmp_path / "weights", seed=6)  # other weights at the same place are other weights
-    with pytest.raises(WorkError, match="none of 48 utterances can be used"):
+    with pytest.raises(WorkError, match=r"none of 48 utterances can be used; the first one, .*: no such file"):
         run(table, tmp_path / "cache", weights=weights)
+    (tmp_path / "away").rename(tmp_path / "audio")  # as with a disk that was not there: nothing of it is remembered
+    _, _, contents = run(table, tmp_path / "cache", weights=weights)
+    assert len(contents) == 48
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,8 @@ def test_killed_at_random_moments(tmp_path: Path):
     assert len(calm) > 2 * 10
     generator, killed, progress = random.Random(0), 0, set()
     while killed < KILLS:
-        process = subprocess.Popen(extracting(table, tmp_path / "torn"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(extracting(table, tmp_path / "torn"), **nowhere, env=apart())
         time.sleep(generator.uniform(0, whole))
         process.send_signal(signal.SIGKILL)
         process.wait()

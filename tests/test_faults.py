@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LITTLE, write_table
+from conftest import LITTLE, apart, write_table
 
 from jaxser import cv, files, models, results, wav2vec
 from jaxser.command import run_command
@@ -29,6 +29,13 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 """No file may grow beyond so many bytes, which is what a full disk looks like to who writes."""
 
+FULL_OUTPUT = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""What is printed cannot be written."""
+
 NO_PRIVILEGES = """
 import ctypes, os, sys
 for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
@@ -42,7 +49,7 @@ def command(module: str, *flags: object, folder: Path, under: Sequence[object] =
     """Run a command of the package; `under` a launcher with its arguments."""
     first = ["-c", *under] if under else []
     line = [sys.executable, *first, "-m", module, *flags]
-    where = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}  # `convert` is not installed
+    where = {"cwd": folder, "env": apart() | {"PYTHONPATH": str(Path(__file__).parents[1])}}  # `convert` is not installed
     return subprocess.run(list(map(str, line)), **where, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -244,6 +251,15 @@ def test_a_damaged_part_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
             assert same == (tmp_path / "one" / "predictions.csv").read_bytes()
 
 
+def test_results_that_nobody_can_take_are_told(tmp_path: Path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    table = write_table(tmp_path / "corpus")
+    flags = ("--corpus", "csv", "--root", table, "--features", "lld", "--cache", tmp_path / "cache")
+    done = command("jaxser.extract", *flags, folder=tmp_path, under=(FULL_OUTPUT,))
+    one_line(done, "jaxser.extract", "No space left on device")
+
+
 def test_runs_that_diverge_are_named_and_the_others_kept(tmp_path: Path):
     # At this rate Adam's steps overflow float32 in some updates.
     table = write_table(tmp_path / "corpus")
@@ -261,6 +277,25 @@ def test_runs_that_diverge_are_named_and_the_others_kept(tmp_path: Path):
     )
     one_line(done, "jaxser.cv", "lower --learning-rate")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_head_on_all_data_that_diverges_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from jaxser import experiments
+
+    table = write_table(tmp_path / "corpus")
+    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=20, cache=tmp_path / "cache")
+    cv.main(dataclasses.replace(config, out=tmp_path / "sound"))
+    made = experiments.standardisation
+
+    def spoilt(of, rows):
+        standard = made(of, rows)
+        return standard._replace(mean=standard.mean * np.float32(np.nan)) if len(rows) == 48 else standard
+
+    monkeypatch.setattr(experiments, "standardisation", spoilt)
+    with pytest.raises(WorkError, match=r"the loss of the head on all data is no finite number from update 1 on \(the 3 other"):
+        cv.main(dataclasses.replace(config, out=tmp_path / "one", save=True, final=True))
+    assert (tmp_path / "one" / "scores.csv").read_bytes() == (tmp_path / "sound" / "scores.csv").read_bytes()
+    assert not (tmp_path / "one" / "summary.json").exists()
 
 
 def test_one_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -313,7 +348,7 @@ def test_ctrl_c_in_training_is_one_line_and_it_goes_on(tmp_path: Path):
     flags += ["--state-seconds", 0.01, "--cache", tmp_path / "cache"]
     line = [sys.executable, "-m", "jaxser.cv", *map(str, flags)]
     process = subprocess.Popen(
-        [*line, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*line, "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=apart()
     )
     while not list((tmp_path / "run" / "training").glob("*/runs/" + "[0-9]" * 8)):  # a whole state, not one being written
         time.sleep(0.05)

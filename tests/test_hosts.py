@@ -83,9 +83,10 @@ def flags_of(of: extract.Config, command: str) -> list[str]:
 
 
 def on_two(
-    of: extract.Config, command: str, place: Path, caches: tuple[Path, ...] = (), **environment: str
+    of: extract.Config, command: str, place: Path, changes: tuple[dict, dict] = ({}, {}), **environment: str
 ) -> list[subprocess.CompletedProcess[str]]:
-    """The command on two hosts of two devices each; what each wrote into the store is noted in `place`."""
+    """The command on two hosts of two devices each, with each one's `changes`; what each wrote into the store is noted in
+    `place`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -93,7 +94,7 @@ def on_two(
     known["JAX_NUM_CPU_DEVICES"] = "2"
     processes = []
     for number in (0, 1):
-        one = replace(of, cache=caches[number]) if caches else of
+        one = replace(of, **changes[number])
         joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(number)]
         call = [sys.executable, "-c", PROGRAM + RUN[command], *flags_of(one, command), *joined]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -173,8 +174,16 @@ def test_an_error_on_one_host_ends_both_with_its_line(home: Path, tmp_path: Path
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_hosts_that_were_told_different_things_do_not_begin(home: Path, tmp_path: Path):
+    of = config(home, home / "cache", out=tmp_path / "run")
+    ends = on_two(of, "cv", tmp_path, ({}, {"learning_rate": 2e-2}))
+    said = "jaxser.cv: the hosts were given different commands, or find different corpora: all must be the same\n"
+    assert [(end.returncode, end.stderr) for end in ends] == [(2, said)] * 2
+    assert not (tmp_path / "run" / "scores.csv").exists()
+
+
 def test_a_cache_that_is_not_shared_is_named(home: Path, tmp_path: Path):
-    ends = on_two(config(home, home), "extract", tmp_path, caches=(tmp_path / "one", tmp_path / "two"))
+    ends = on_two(config(home, home), "extract", tmp_path, ({"cache": tmp_path / "one"}, {"cache": tmp_path / "two"}))
     assert [end.returncode for end in ends] == [2, 2], ends
     (line,) = {end.stderr for end in ends}
     assert "24 of 48 new features, by other hosts, are not in " in line

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import LITTLE, write_table, write_tone
+from conftest import LITTLE, apart, write_table, write_tone
 
 from jaxser import checkpoint, wav2vec
 
@@ -36,7 +36,7 @@ class Command:
         """Begin it in a folder, in a process group of its own."""
         folder.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-m", self.module, *self.flags]
-        where = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
+        where = {"cwd": folder, "env": apart() | {"PYTHONPATH": str(Path(__file__).parents[1])}}
         with (folder / "said").open("a") as said:
             return subprocess.Popen(line, stdout=said, stderr=said, start_new_session=True, **where)
 

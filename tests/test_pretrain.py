@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import LITTLE, write_tone
+from conftest import LITTLE, apart, write_tone
 
 from jaxser import checkpoint, pretrain, pretraining, wav2vec
 from jaxser.cards import FILE
@@ -115,7 +115,8 @@ def test_cut_short_at_random_moments_it_ends_with_the_same_bits(speech: Path, fi
     generator, kills = random.Random(0), 0
     while kills < 3:
         before = last_state(call)
-        process = subprocess.Popen([*COMMAND, *flags(call)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([*COMMAND, *flags(call)], **pipes, env=apart())
         while last_state(call) == before and process.poll() is None:
             time.sleep(0.01)
         time.sleep(generator.uniform(0, 0.1))  # in the midst of an update, a look or the next state
@@ -156,7 +157,7 @@ command.run_command("jaxser.pretrain", pretrain.Config, pretrain.main)
 """
     call = config(speech, tmp_path / "out", save_every=1)
     done = subprocess.run(
-        [sys.executable, "-c", program, *flags(call)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", program, *flags(call)], capture_output=True, text=True, timeout=300, check=False, env=apart()
     )
     assert done.returncode == 130, done.stderr
     assert "interrupted; what is done is kept" in done.stderr

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,22 @@ def test_round_trip_in_any_order(tmp_path: Path):
     assert [len(some.x) for some in blocks(frames, 3)] == [3, 1]
     several = [np.asarray(frames.x) for _ in range(9)]  # one alone could begin there by chance
     assert {each.ctypes.data % ALIGNMENT for each in several} == {0}
+
+
+def test_what_a_kill_left_long_ago_goes(tmp_path: Path):
+    folder = open_store(tmp_path, SETTINGS).folder
+    for name, age in ((".part-old.npy.77", 2 * 24 * 3600), (".part-young.npy.78", 60)):
+        (folder / name).write_bytes(b"half a part")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    open_store(tmp_path, SETTINGS)
+    assert [path.name for path in folder.glob(".part-*")] == [".part-young.npy.78"]
+
+
+def test_a_reason_that_passes_is_not_remembered(tmp_path: Path):
+    store = open_store(tmp_path, SETTINGS)
+    write_part(store, [entry("a", 2), Entry("b", None, reason="silent"), Entry("c", None, reason="no such file", passing=True)])
+    store = open_store(tmp_path, SETTINGS)
+    assert (set(store.rows), store.failed) == ({"a"}, {"b": "silent"})
 
 
 def test_other_settings_are_another_store(tmp_path: Path):
