@@ -32,6 +32,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 FULL_OUTPUT = """
 import os, sys
 os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+os.environ.pop("PYTHONUNBUFFERED", None)  # with it each line is written when it is printed
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 """What is printed cannot be written."""
