@@ -79,7 +79,7 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     _CtrlC.listen()
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
-        sys.stdout.flush()  # what cannot be written is to be told below, not by an exit that has lost it
+        sys.stdout.flush()  # what cannot be written is told below
     except CallError as error:
         _leave(name, str(error), 2)
     except ValueError as error:
@@ -87,9 +87,13 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
             raise
         _leave(name, str(error), 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read our output has seen enough
+        _give_up_output()  # who read it has seen enough
         sys.exit(1)
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up_output()
         _leave(name, f"{error.filename or 'disk'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
@@ -103,6 +107,11 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     # collection lets go of the worker processes' semaphores first.
     gc.collect()
     os._exit(130)
+
+
+def _give_up_output() -> None:
+    # What still waits to be printed would fail once more at the exit, in Python's words and with its code.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory(error: BaseException) -> bool:
