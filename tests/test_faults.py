@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -280,42 +280,38 @@ def test_runs_that_diverge_are_named_and_the_others_kept(tmp_path: Path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_head_on_all_data_that_diverges_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def sound_and_spoilt(home: Path, monkeypatch: pytest.MonkeyPatch, spoils: Callable[[np.ndarray], bool]) -> cv.Config:
+    """A configuration that has run well, into `home / "sound"`; from now on runs whose training rows `spoils` picks out see
+    nothing but NaN."""
     from jaxser import experiments
 
-    table = write_table(tmp_path / "corpus")
-    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=20, cache=tmp_path / "cache")
-    cv.main(dataclasses.replace(config, out=tmp_path / "sound"))
+    table = write_table(home / "corpus")
+    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=20, cache=home / "cache")
+    cv.main(dataclasses.replace(config, out=home / "sound"))
     made = experiments.standardisation
 
     def spoilt(of, rows):
         standard = made(of, rows)
-        return standard._replace(mean=standard.mean * np.float32(np.nan)) if len(rows) == 48 else standard
+        return standard._replace(mean=standard.mean * np.float32(np.nan)) if spoils(rows) else standard
 
     monkeypatch.setattr(experiments, "standardisation", spoilt)
+    return dataclasses.replace(config, out=home / "one")
+
+
+def test_a_head_on_all_data_that_diverges_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = sound_and_spoilt(tmp_path, monkeypatch, lambda rows: len(rows) == 48)
     with pytest.raises(WorkError, match=r"the loss of the head on all data is no finite number from update 1 on \(the 3 other"):
-        cv.main(dataclasses.replace(config, out=tmp_path / "one", save=True, final=True))
+        cv.main(dataclasses.replace(config, save=True, final=True))
     assert (tmp_path / "one" / "scores.csv").read_bytes() == (tmp_path / "sound" / "scores.csv").read_bytes()
     assert not (tmp_path / "one" / "summary.json").exists()
 
 
-def test_one_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from jaxser import experiments
-
-    table = write_table(tmp_path / "corpus")
-    config = cv.Config(corpus="csv", root=table, features="lld", head="mean", updates=20, cache=tmp_path / "cache")
-    cv.main(dataclasses.replace(config, out=tmp_path / "sound"))
-    made = experiments.standardisation
-
-    def spoilt(of, rows):
-        standard = made(of, rows)
-        return standard._replace(mean=standard.mean * np.float32(np.nan)) if 8 not in rows.tolist() else standard
-
-    monkeypatch.setattr(experiments, "standardisation", spoilt)
+def test_one_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = sound_and_spoilt(tmp_path, monkeypatch, lambda rows: 8 not in rows.tolist())
     with pytest.raises(
         WorkError, match=r"the loss of seed 0, fold 1 is no finite number from update 1 on \(the 2 other runs stand"
     ):
-        cv.main(dataclasses.replace(config, out=tmp_path / "one"))
+        cv.main(config)
     kept = files.read_csv(tmp_path / "one" / "scores.csv")
     assert kept == [row for row in files.read_csv(tmp_path / "sound" / "scores.csv") if row["fold"] != "1"]
     assert not (tmp_path / "one" / "summary.json").exists()
