@@ -138,6 +138,11 @@ def make_learner(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), number)
         return over_devices(sums_on_each)(params, waveforms, lengths, jnp.arange(len(lengths)), key)
 
+    def ended(found: Any) -> Any:
+        # One program at a time on a CPU: its devices share a few threads, and where those of one program wait for its sum while
+        # those of the next wait for theirs, both wait for ever (XLA ends the process after 40 s).
+        return jax.block_until_ready(found) if mesh.devices.flat[0].platform == "cpu" else found
+
     def laid_out(read: Read) -> tuple[Array, Array]:
         return tuple(jax.make_array_from_process_local_data(shared, array) for array in (read.waveforms, read.lengths))
 
@@ -152,6 +157,6 @@ def make_learner(
         mesh,
         start,
         place,
-        lambda state, read: update(state, *laid_out(read)),
-        lambda state, read, number: score(state.params, *laid_out(read), number),
+        lambda state, read: ended(update(state, *laid_out(read))),
+        lambda state, read, number: ended(score(state.params, *laid_out(read), number)),
     )

@@ -105,6 +105,16 @@ def test_training_learns_to_tell_what_comes_next():
     assert float(learner.score(state, held, 1).loss) != float(end.loss)  # other negatives
 
 
+def test_one_program_at_a_time_on_a_cpu():
+    # Two at once, on a busy machine, wait for each other's threads for ever.
+    learner = make_learner(SMALL, 0)
+    state = learner.start(first(SMALL))
+    for number in range(3):
+        state, metrics = learner.update(state, read(number))
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves((state, metrics)))
+        assert all(leaf.is_ready() for leaf in learner.score(state, read(9), 0))
+
+
 def test_an_empty_batch_changes_nothing_but_the_count():
     learner = make_learner(SMALL, 0)
     state, _ = learner.update(learner.start(first(SMALL)), read())
