@@ -19,6 +19,10 @@ from jaxser.store import ALIGNMENT, aligned
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what a container may take of memory."""
 
+MOST_CORES = 4
+"""So many devices of a CPU share a batch of files at the most: a batch has a row for each of them, and their products use the
+other cores too."""
+
 SHARE = 0.6
 """Of a device's free memory, what frames may take; the rest is for training."""
 
@@ -49,10 +53,9 @@ def each_core() -> None:
 
 
 def for_batches() -> list[Any]:
-    """The local devices that share a batch of files. Of a CPU's, four at the most: a batch has a row for each of them, and
-    their products use the other cores too."""
+    """The local devices that share a batch of files; of a CPU's no more than MOST_CORES."""
     found = jax.local_devices()
-    return found[:4] if found[0].platform == "cpu" else found
+    return found[:MOST_CORES] if found[0].platform == "cpu" else found
 
 
 def dealt(runs: int, hosts: int, devices: int) -> list[int]:

@@ -1,7 +1,8 @@
 """wav2vec features of many files: decoded ahead by threads, sorted by length into batches, shared out among devices.
 
 Files go longest first, in parts that depend on nothing but the files: the same work makes the same parts, also when it is
-cut short and goes on. Each batch is padded to one of a few lengths, so that little is compiled and little is padded.
+cut short and goes on. Each file is padded to one of a few lengths, whatever its company, so that little is compiled, little
+is padded, and its features keep their bits.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from math import floor, log2
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxser import audio, wav2vec
+from jaxser import audio, devices, wav2vec
 from jaxser.architecture import Architecture
 from jaxser.store import Entry
 
@@ -29,16 +30,21 @@ REFERENCE = round(audio.MAX_SECONDS * audio.SAMPLE_RATE)
 """One of the padded lengths, in samples; the others follow from it. The default crop fills it exactly."""
 
 
+UNKNOWN = 1_600
+"""Samples of a file whose header promises less, or nothing."""
+
+
 class Budget(NamedTuple):
     """How much goes to one device at once, and how much is lost at the most when the work is cut short."""
 
     batch_seconds: float
     batches_a_part: int
+    """Of all devices together; fewer of long files."""
     lengths_an_octave: int
     """Padded lengths between one and its double. Each is one compilation, and on average half a step is padding."""
 
 
-CPU = Budget(5.0, 64, 4)
+CPU = Budget(5.0, 16, 4)
 """A single long utterance keeps a few cores busy, and its activations are then nearest to fitting their caches."""
 
 ACCELERATOR = Budget(320.0, 2, 1)
@@ -82,21 +88,20 @@ def settings(
 def plan(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[list[Task]]:
     """All files in parts, longest first. `jobs` is the number of threads that look at them."""
     budget = _budget()
-    # Of a CPU any number of cores makes the same parts; accelerators want full batches.
-    devices = 1 if budget is CPU else jax.local_device_count()
-    part_seconds = budget.batch_seconds * budget.batches_a_part * devices
-    return plan_parts(tasks, _seconds(tasks, jobs, settings), part_seconds)
+    # Of a CPU any number of cores makes the same parts, which one, two and four devices fill.
+    sharing = devices.MOST_CORES if budget is CPU else jax.local_device_count()
+    return plan_parts(tasks, _samples(tasks, jobs, settings), budget, _longest(settings), sharing)
 
 
 def _budget() -> Budget:
     return CPU if jax.default_backend() == "cpu" else ACCELERATOR
 
 
-def _seconds(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[float]:
+def _samples(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> list[int]:
     # As the headers promise them.
     with ThreadPoolExecutor(jobs, thread_name_prefix="header") as pool:
-        samples = pool.map(audio.samples_in, [source for _, source in tasks])
-        return [_cropped(count, settings) / audio.SAMPLE_RATE for count in samples]
+        counts = pool.map(audio.samples_in, [source for _, source in tasks])
+        return [_cropped(count, settings) for count in counts]
 
 
 def compute(
@@ -115,7 +120,7 @@ def compute(
         ahead: deque[list[Future[Clip]]] = deque(islice(decoding, 2))  # while the weights are read too
         encoder, budget = load(), _budget()
         with tqdm(
-            total=0 if hidden else sum(_seconds([task for part in parts for task in part], jobs, settings)),
+            total=0 if hidden else sum(_samples([task for part in parts for task in part], jobs, settings)) / audio.SAMPLE_RATE,
             desc="wav2vec",
             unit=" s of audio",
             bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]",
@@ -130,18 +135,24 @@ def compute(
         pool.shutdown(cancel_futures=True)
 
 
-def plan_parts(tasks: Sequence[Task], seconds: Sequence[float], part_seconds: float) -> list[list[Task]]:
-    """Tasks longest first, cut wherever a part has its fill. Taking away the first parts leaves the others as they are."""
-    order = sorted(range(len(tasks)), key=lambda i: (-seconds[i], tasks[i][0]))
-    plan: list[list[Task]] = []
+def plan_parts(
+    tasks: Sequence[Task], samples: Sequence[int], budget: Budget, longest: int = 0, sharing: int = 1
+) -> list[list[Task]]:
+    """Tasks longest first, in parts of whole batches for `sharing` devices together: of all batches of a length only the last
+    has room left. Taking away the first parts leaves the others as they are."""
+    likely = [max(count, UNKNOWN) for count in samples]
+    order = sorted(range(len(tasks)), key=lambda i: (-likely[i], tasks[i][0]))
+    parts: list[list[Task]] = []
     room = 0.0
-    for i in order:
-        if room <= 0:
-            plan.append([])
-            room = part_seconds
-        plan[-1].append(tasks[i])
-        room -= max(seconds[i], 0.1)  # a header that promises nothing still stands for a file
-    return plan
+    for length, same in groupby(order, lambda i: padded_length(likely[i], budget.lengths_an_octave, longest)):
+        group, rows = list(same), _rows(length, budget) * sharing
+        for first in range(0, len(group), rows):
+            if room <= 0:
+                parts.append([])
+                room = budget.batch_seconds * budget.batches_a_part * sharing * audio.SAMPLE_RATE
+            parts[-1] += [tasks[i] for i in group[first : first + rows]]
+            room -= rows * length
+    return parts
 
 
 def padded_length(samples: int, an_octave: int, longest: int = 0) -> int:
@@ -154,7 +165,7 @@ def padded_length(samples: int, an_octave: int, longest: int = 0) -> int:
 
 
 def padded_batches(
-    waveforms: Sequence[np.ndarray], budget: Budget, longest: int = 0, devices: int = 1
+    waveforms: Sequence[np.ndarray], budget: Budget, longest: int = 0, sharing: int = 1
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Waveforms of like length together: their numbers, f32[b, s] filled up with zeros, and how many samples of each row count.
     All batches of a length have as many rows; those at the end of the last one may be empty."""
@@ -162,7 +173,7 @@ def padded_batches(
     for number, waveform in enumerate(waveforms):
         by_length[padded_length(len(waveform), budget.lengths_an_octave, longest)].append(number)
     for length, group in by_length.items():
-        rows = max(1, round(budget.batch_seconds * audio.SAMPLE_RATE / length)) * devices
+        rows = _rows(length, budget) * sharing
         for first in range(0, len(group), rows):
             numbers = group[first : first + rows]
             batch, lengths = np.zeros((rows, length), np.float32), np.zeros(rows, int)
@@ -170,6 +181,11 @@ def padded_batches(
                 lengths[row] = len(waveforms[number])
                 batch[row, : lengths[row]] = waveforms[number]
             yield numbers, batch, lengths
+
+
+def _rows(length: int, budget: Budget) -> int:
+    # Of a batch, for one device.
+    return max(1, round(budget.batch_seconds * audio.SAMPLE_RATE / length))
 
 
 def _longest(settings: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from jaxser import audio, corpora, cv, extract, wav2vec
 from jaxser.architecture import NANO
 from jaxser.errors import CallError, WorkError
-from jaxser.extract_wav2vec import REFERENCE, padded_length, plan_parts
+from jaxser.extract_wav2vec import REFERENCE, Budget, padded_batches, padded_length, plan_parts
 from jaxser.files import read_csv
 from jaxser.report import table as printed_table
 from jaxser.store import load_frames, open_store
@@ -40,19 +41,33 @@ def run(table: Path, cache: Path, **changes):
 @given(
     st.lists(st.tuples(st.sampled_from([0, 7, 50, 172, 400]), st.text("abcdef", min_size=1)), unique_by=lambda t: t[1]),
     st.integers(0, 40),
+    st.sampled_from([1, 2, 4]),
 )
-def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], done: int):
+def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], done: int, sharing: int):
     tasks = [(content, Path(content)) for _, content in drawn]
-    seconds = [tenths / 10 for tenths, _ in drawn]
-    plan = plan_parts(tasks, seconds, 60.0)
+    samples = {task: 1_600 * tenths for task, (tenths, _) in zip(tasks, drawn, strict=True)}
+    budget = Budget(10.0, 3, 4)
+    plan = plan_parts(tasks, list(samples.values()), budget, 0, sharing)
     assert sorted(task for part in plan for task in part) == sorted(tasks)
-    length = dict(zip(tasks, seconds, strict=True))
-    longest_first = [length[task] for part in plan for task in part]
+    longest_first = [samples[task] for part in plan for task in part]
     assert longest_first == sorted(longest_first, reverse=True)
-    assert all(sum(length[task] for task in part[:-1]) < 60 + 1e-9 for part in plan)  # sums of tenths are not exact
     left = [task for part in plan[done:] for task in part]
     random.Random(0).shuffle(left)
-    assert plan_parts(left, [length[task] for task in left], 60.0) == plan[done:]
+    assert plan_parts(left, [samples[task] for task in left], budget, 0, sharing) == plan[done:]
+
+
+@given(st.lists(st.floats(0.1, 30), max_size=300), st.sampled_from([1, 2, 4]))
+def test_parts_are_of_full_batches(seconds: list[float], sharing: int):
+    samples = [round(s * 16_000) for s in seconds]
+    tasks = [(f"{i:03}", Path(str(i))) for i in range(len(samples))]
+    budget, empty = Budget(10.0, 3, 4), Counter()
+    for part in plan_parts(tasks, samples, budget, 0, 4):  # for four, and so for one and for two
+        waveforms = [np.broadcast_to(np.float32(0), samples[int(content)]) for content, _ in part]
+        batches = list(padded_batches(waveforms, budget, 0, sharing))
+        assert sum(batch.size for _, batch, _ in batches) < 16_000 * 4 * (10 * 3 + 36)  # oversteps by a batch, of 36 s at most
+        for numbers, batch, _ in batches:
+            empty[batch.shape[1]] += len(numbers) < len(batch)
+    assert all(count <= 1 for count in empty.values())
 
 
 @given(st.integers(465, 3_600 * 16_000), st.sampled_from([1, 4]))
@@ -181,7 +196,7 @@ def test_every_head_runs_and_random_weights_are_marked(
     assert "weights" not in read_csv(tmp_path / "two" / "scores.csv")[0]
 
 
-SMALL_PARTS = "from jaxser import extract_wav2vec as e; e.CPU = e.CPU._replace(batches_a_part=1)"
+SMALL_PARTS = "from jaxser import extract_wav2vec as e; e.CPU = e.CPU._replace(batch_seconds=1.0, batches_a_part=1)"
 COMMAND = """
 from jaxser.command import run_command
 from jaxser.extract import Config, main
@@ -190,7 +205,7 @@ run_command("jaxser.extract", Config, main)
 
 
 def extracting(table: Path, cache: Path) -> list[str]:
-    """The command itself, with parts of 5 s in place of 320, so that a short corpus has many."""
+    """The command itself, with parts of 4 s in place of 320, so that a short corpus has many."""
     flags = [
         "--corpus",
         "csv",
