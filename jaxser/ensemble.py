@@ -102,10 +102,14 @@ def train_runs(
         resting = replace(resting, changing=states.restored(resting.changing, {k: np.array(v) for k, v in arrays.items()}))
         say(f"going on after {done.sum():,} of {sum(lengths):,} updates")
         progress(int(np.isfinite(losses).sum()), float("nan"))
-    parallel = program.at_once(of_all, runs, standard, resting, parallel)
-    places = parallel if table else turns.places_for(len(runs), mesh.size, parallel)
-    fit = min(limit for limit in (chunk, table // (places * batch_size), max(lengths)) if limit)
-    course = turns.course_of(lengths, mesh.size, places, parallel, fit)
+
+    def course_of(parallel: int) -> turns.Course:
+        places = parallel if table else turns.places_for(len(runs), mesh.size, parallel)
+        fit = min(limit for limit in (chunk, table // (places * batch_size), max(lengths)) if limit)
+        return turns.course_of(lengths, mesh.size, places, parallel, fit)
+
+    parallel = program.at_once(of_all, runs, standard, resting, parallel, course_of)
+    course = course_of(parallel)
 
     lost = {run for run, behind in enumerate(done) if not np.isfinite(losses[run, :behind]).all()}
     every = program.looks(of_all, runs, standard, course, parallel, resting, done.copy())

@@ -63,6 +63,17 @@ class Program:
         """Every device has all of it."""
         return NamedSharding(self.mesh, P())
 
+    @cached_property
+    def _updating(self) -> dict[int, Callable[..., Any]]:
+        return {}
+
+    def updating(self, parallel: int) -> Callable[..., Any]:
+        """Training of all runs that have places, so many at a time on each device. Asked for again it is the same function, so
+        that what was compiled to learn its memory is not compiled once more to train."""
+        if parallel not in self._updating:
+            self._updating[parallel] = over_runs(_update(self, parallel), self.mesh, parallel, apart=bool(self.table))
+        return self._updating[parallel]
+
     def counted(self, number: int) -> jax.Array:
         """A number that all devices are told."""
         return jax.device_put(*((np.full(self.mesh.size, number), self.each) if self.table else (number, self.whole)))
@@ -153,7 +164,7 @@ def looks(
     A call has as many updates as take `seconds`, and as the course allows: that makes no difference to any of them.
     `standards` has a leading axis of runs. When all is done, or on `Look.put_back`, the new states are in `resting`.
     """
-    update_all = over_runs(_update(program, parallel), program.mesh, parallel, apart=bool(program.table))
+    update_all = program.updating(parallel)
     pace = Pace(FEWEST if np.isfinite(seconds) else course.look, seconds)
     calls = _calls(program, runs, standards, course, done, pace)
     # Reads ahead while the devices compute.
@@ -201,8 +212,7 @@ def _calls(
         until = [min(r.updates, behind + course.turn) for r, behind in zip(runs, done, strict=True)]
         while some := max(until[run] - done[run] for run in order if run is not None):
             some, updates = min(some, course.look, pace.updates), {}
-            # For a plan of a single row XLA compiles in another way, and other bits come out (`streams.least_rows`).
-            plan = np.full((len(order), max(2, course.look), program.batch_size), -1, np.int32)
+            plan = _nobody(program, order, course)
             for place, run in enumerate(order):
                 if run is not None and (mine := min(some, until[run] - done[run])):
                     r, stop = runs[run], done[run] + mine
@@ -210,6 +220,12 @@ def _calls(
                     updates[run], done[run] = mine, stop
             shared, rows = program.placed(plan)
             yield _Call(order, updates, own, (program.counted(some), *shared), rows)
+
+
+def _nobody(program: Program, order: Order, course: Course) -> np.ndarray:
+    # A plan of a call, still empty. For one of a single row XLA compiles in another way, and other bits come out
+    # (`streams.least_rows`).
+    return np.full((len(order), max(2, course.look), program.batch_size), -1, np.int32)
 
 
 def predicted(
@@ -250,24 +266,40 @@ def at_once(
     standards: tuple[Standard, ...],
     resting: Resting,
     parallel: int,
+    course_of: Callable[[int], Course],
 ) -> int:
-    """How many runs each device trains at once: as asked, or, where that is 0, one on a CPU and elsewhere as many as fit."""
+    """How many runs each device trains at once: as asked, or, where that is 0, one on a CPU and elsewhere as many as fit.
+    `course_of` lays out the runs for a number of them."""
     most, device = -(-len(runs) // program.mesh.size), program.mesh.devices.flat[0]
     if program.table:
         parallel = parallel or (1 if device.platform == "cpu" else max(1, program.table // (8 * program.batch_size)))
         most = min(most, program.table // streams.least_rows(program.batch_size))
-    return min(parallel or _that_fit(program, runs, standards, resting), most)
+    return min(parallel, most) or _that_fit(program, runs, standards, resting, most, course_of)
 
 
-def _that_fit(program: Program, runs: Sequence[Run], standards: tuple[Standard, ...], resting: Resting) -> int:
-    order = [run if run < len(runs) else None for run in range(program.mesh.size)]
-    shared, plan = program.placed(np.full((len(order), LEAST, program.batch_size), -1, np.int32))
-    if (free := devices.free_memory(program.mesh.devices.flat[0])) is None:
+def _that_fit(
+    program: Program,
+    runs: Sequence[Run],
+    standards: tuple[Standard, ...],
+    resting: Resting,
+    most: int,
+    course_of: Callable[[int], Course],
+) -> int:
+    device, parallel = program.mesh.devices.flat[0], most
+    if devices.free_memory(device) is None:
         return 1
-    all_ = ((program.counted(LEAST), *shared), (program.seated(standards, order), plan), (resting.taken(program, order),))
-    one = over_runs(_update(program, 2), program.mesh)  # as several at once would compute it
-    needed = one.lower(*all_).compile().memory_analysis().temp_size_in_bytes
-    return max(1, int(0.7 * free / max(needed, 1)))
+    while parallel > 1:  # nearly always all of them fit
+        course = course_of(parallel)
+        order = next(seatings([run.updates for run in runs], program.mesh.size, course))
+        shared, plan = program.placed(_nobody(program, order, course))
+        own, state = (program.seated(standards, order), plan), resting.taken(program, order)
+        room = 0.7 * devices.free_memory(device)
+        lowered = program.updating(parallel).lower((program.counted(LEAST), *shared), own, (state,))
+        needed = lowered.compile().memory_analysis().temp_size_in_bytes
+        if needed <= room:
+            break
+        parallel = min(parallel - 1, max(1, int(parallel * room / needed)))
+    return parallel
 
 
 def _update(program: Program, parallel: int) -> Callable[..., Any]:

@@ -84,9 +84,8 @@ def test_a_call_takes_no_more_memory_for_more_runs_but_for_more_at_once():
         standards = jax.tree.map(lambda leaf: np.stack([leaf] * count), (standardisation(moments(frames), runs[0].train),))
         resting, order = program.started(of_all, runs), list(range(count))
         shared, plan = of_all.placed(np.full((count, 4, 6), -1, np.int32))
-        mine = (of_all.seated(standards, order), plan), (resting.taken(of_all, order),)
-        update_all = program.over_runs(program._update(of_all, parallel), mesh, parallel)
-        return update_all.lower((of_all.counted(4), *shared), *mine).compile().memory_analysis().temp_size_in_bytes
+        all_ = (of_all.counted(4), *shared), (of_all.seated(standards, order), plan), (resting.taken(of_all, order),)
+        return of_all.updating(parallel).lower(*all_).compile().memory_analysis().temp_size_in_bytes
 
     states = 36 / 2 * 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(trained("mlp", runs_of(1)).params))
     few, many, at_once = needed(4, 1), needed(40, 1), needed(4, 2)
@@ -244,6 +243,17 @@ def test_an_accelerator_takes_as_many_runs_at_once_as_its_memory_holds(monkeypat
     found = trained("mlp", runs_of(3))
     assert found.parallel == parallel
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), alone.logits, found.logits)
+
+
+def test_what_is_made_to_learn_its_memory_trains(monkeypatch):
+    traced, advance = [], train.advance
+    monkeypatch.setattr(train, "advance", lambda *args: traced.append(args) or advance(*args))
+    trained("mean", runs_of(3), parallel=2)
+    asked = len(traced)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(devices, "memory_for_frames", lambda device: 10**9)
+    assert trained("mean", runs_of(3)).parallel == 2
+    assert len(traced) == 2 * asked
 
 
 def test_devices_of_a_cpu_share_the_frames():
