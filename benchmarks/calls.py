@@ -13,6 +13,7 @@ from benchmarks.cells import CLASSES, Cell, standards_of
 from benchmarks.timing import seconds_of
 from jaxser import program, train, turns
 from jaxser.heads import DROPOUT, HEADS
+from jaxser.rooms import rooms_of
 
 OURS = ("jaxser", "jaxser, one device", "jaxser, 5 runs at once")
 TRIAL = 4
@@ -49,7 +50,7 @@ def our_turn(system: str, cell: Cell, count: int, updates: int) -> Turn:
     inputs, labels = cell.corpus()
     runs = cell.runs(count, cell.updates)
     model, tx = HEADS[cell.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
-    rooms = program.rooms_of(inputs[0], runs, train.BATCH_SIZE) if hasattr(model, "room") else ()
+    rooms = rooms_of(inputs[0], runs, train.BATCH_SIZE) if hasattr(model, "room") else ()
     of_all = program.Program(model, tx, inputs, labels, train.BATCH_SIZE, mesh_of(system, count), rooms)
     standards = jax.tree.map(lambda *leaves: np.stack(leaves), *standards_of(inputs, runs))
     size, parallel = of_all.mesh.size, parallel_of(system, count)

@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int32
 
 from jaxser import devices, program, states, streams, train, turns
 from jaxser.hosts import say
+from jaxser.rooms import rooms_of
 from jaxser.standards import Standard
 from jaxser.store import Frames
 from jaxser.train import Run
@@ -82,7 +83,7 @@ def train_runs(
     """
     # Two devices at the least, though one stays idle: XLA compiles for one alone in another way, and other bits come out.
     mesh = Mesh(np.array(jax.local_devices()[: max(2, len(runs))]), ("runs",))
-    rooms = program.rooms_of(inputs[0], runs, batch_size) if hasattr(model, "room") else ()
+    rooms = rooms_of(inputs[0], runs, batch_size) if hasattr(model, "room") else ()
     limit, table, device = memory * 2**30, 0, mesh.devices.flat[0]
     if sum(frames.x.nbytes for frames in inputs) <= (limit or devices.memory_for_frames(device)):
         inputs = tuple(Frames(np.asarray(f.x), np.asarray(f.mask)) for f in inputs)

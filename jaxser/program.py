@@ -22,17 +22,11 @@ from jaxtyping import Float32, Int
 
 from jaxser import devices, streams, train
 from jaxser.folds import batches
+from jaxser.spread import over_runs
 from jaxser.standards import Standard
 from jaxser.store import Frames
 from jaxser.train import Run
 from jaxser.turns import FEWEST, LEAST, SECONDS, Course, Pace, seatings
-
-ROOMS = 16
-"""Into how many steps the padded size of a batch is cut for a head that computes no padding. Each that occurs is compiled, in
-about half a second."""
-
-SMALL = 256
-"""Frames of a padded batch up to which that does not pay."""
 
 Order = list[int | None]
 """The run at each place, the places of a device side by side; None where one is empty."""
@@ -49,7 +43,7 @@ class Program:
     batch_size: int
     mesh: Mesh
     rooms: tuple[int, ...] = ()
-    """For a head that computes no padding: see `rooms_of`."""
+    """For a head that computes no padding: see `rooms.rooms_of`."""
     table: int = 0
     """Rows of frames that a device holds at a time; 0: all, and they stay."""
 
@@ -312,61 +306,3 @@ def _update(program: Program, parallel: int) -> Callable[..., Any]:
         return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms, steps)
 
     return update
-
-
-def over_runs(one: Callable[..., Any], mesh: Mesh, parallel: int = 1, apart: bool = False) -> Any:
-    """`one(*shared, *own, *carried)` for every run, as a function of these three tuples.
-
-    Shared arguments lie whole on every device (with `apart`, each device has its own along their leading axis); those of the
-    two others are split along their leading run axis. What `one` returns first takes the place of `carried`, where there is
-    any: in the same buffers, run by run, so that what the work takes besides grows with `parallel` and not with the runs. Each
-    device goes through its share `parallel` at a time. One at a time is a loop over runs, whose body never sees how many there
-    are: a run alone has the same bits.
-    """
-
-    def some(shared, together, carried, first, own):
-        mine = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, together), carried)
-        if together == 1:
-            alone = one(*shared, *jax.tree.map(lambda leaf: leaf[0], (*own, *mine)))
-            found = jax.tree.map(lambda leaf: leaf[None], alone)
-        else:
-            found = jax.vmap(partial(one, *shared))(*own, *mine)
-        if not carried:
-            return carried, found
-        (new, *others) = found
-        update = partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
-        return jax.tree.map(update, carried, (new,)), others
-
-    def on_a_device(shared, own, carried):
-        shared = jax.tree.map(lambda leaf: leaf[0], shared) if apart else shared
-        places = len(jax.tree.leaves(own)[0])
-        groups, left = divmod(places, parallel)
-        grouped = jax.tree.map(lambda leaf: leaf[: groups * parallel].reshape(groups, parallel, *leaf.shape[1:]), own)
-        firsts = parallel * jnp.arange(groups)
-        carried, found = jax.lax.scan(lambda all_, xs: some(shared, parallel, all_, *xs), carried, (firsts, grouped))
-        found = jax.tree.map(lambda leaf: leaf.reshape(groups * parallel, *leaf.shape[2:]), found)
-        if left:
-            carried, last = some(shared, left, carried, groups * parallel, jax.tree.map(lambda leaf: leaf[-left:], own))
-            found = jax.tree.map(lambda *both: jnp.concatenate(both), found, last)
-        return (*carried, *found) if carried else found
-
-    specs = (P("runs") if apart else P(), P("runs"), P("runs"))
-    on_all = jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=P("runs"), check_vma=False)
-    return jax.jit(lambda shared, own, carried=(): on_all(shared, own, carried), donate_argnums=2)
-
-
-def rooms_of(frames: Frames, runs: Sequence[Run], batch_size: int) -> tuple[int, ...]:
-    """For a head that computes no padding: how many frames to make room for, so that each batch of these runs finds one that
-    fits, ascending; none for small batches. All are whole steps of 1/ROOMS of a batch's padded size, whichever runs there
-    are."""
-    if batch_size * frames.mask.shape[1] <= SMALL:
-        return ()
-    counts, unit = np.asarray(frames.mask).sum(1), -(-batch_size * frames.mask.shape[1] // ROOMS)
-    needed: set[int] = set()
-    for r in runs:
-        for start in range(0, r.updates, 4096):
-            stop = min(r.updates, start + 4096)
-            rows = batches(r.train, batch_size, start, stop, r.seed, r.fold, r.train_size)
-            rows = np.where(rows < 0, rows.max(1, keepdims=True), rows)  # as train.advance fills up a short batch
-            needed |= set((-(-counts[rows].sum(1) // unit)).tolist())
-    return tuple(unit * steps for steps in sorted(needed))

@@ -21,6 +21,7 @@ from jaxser import devices, ensemble, program, streams, train
 from jaxser.errors import CallError
 from jaxser.folds import batches
 from jaxser.heads import HEADS, mlp_width
+from jaxser.rooms import ROOMS, rooms_of
 from jaxser.standards import moments, standardisation
 from jaxser.store import Entry, Frames, frame_mask, load_frames, open_store, write_part
 
@@ -269,14 +270,14 @@ def test_rooms_hold_every_batch_and_depend_on_it_alone():
     frames, _ = problem(n=40)
     wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))  # frames enough to be worth it
     counts, runs = wide.mask.sum(1), runs_of(3)
-    rooms = program.rooms_of(wide, runs, 6)
-    assert program.rooms_of(frames, runs, 6) == ()
-    assert list(rooms) == sorted({room for run in runs for room in program.rooms_of(wide, [run], 6)})
+    rooms = rooms_of(wide, runs, 6)
+    assert rooms_of(frames, runs, 6) == ()
+    assert list(rooms) == sorted({room for run in runs for room in rooms_of(wide, [run], 6)})
     for run in runs:
         for rows in batches(run.train, 6, 0, run.updates, run.seed, run.fold, run.train_size):
             filled = counts[np.where(rows < 0, rows.max(), rows)].sum()
             first = min(room for room in rooms if room >= filled)
-            assert first - filled < 6 * 90 / program.ROOMS + 1
+            assert first - filled < 6 * 90 / ROOMS + 1
 
 
 @pytest.mark.parametrize(("platform", "parallel", "rooms"), [("cpu", 1, (4, 8)), ("cpu", 2, (8,)), ("gpu", 1, (8,))])
@@ -383,9 +384,10 @@ from types import SimpleNamespace
 from test_train import problem, runs_of
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh
-from jaxser import program, train
+from jaxser import train
 from jaxser.folds import batches
 from jaxser.heads import HEADS
+from jaxser.spread import over_runs
 from jaxser.standards import moments, standardisation
 frames, labels = problem()
 runs, model, tx = runs_of(4), HEADS["mlp"].module(3, 0.2), optax.adam(1e-2)
@@ -400,7 +402,7 @@ def one(inputs, labels, standards, plan, key):
 
 mesh = Mesh(np.array(jax.local_devices()), ("runs",))
 assert mesh.size == 4
-ours = program.over_runs(one, mesh)(((frames,), labels), (own, plan, keys))
+ours = over_runs(one, mesh)(((frames,), labels), (own, plan, keys))
 theirs = jax.pmap(one, in_axes=(None, None, 0, 0, 0))((frames,), labels, own, plan, keys)
 for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
