@@ -29,7 +29,6 @@ ALIGNMENT = 64
 """Bytes. An array that begins at a multiple of so many is used by jax on a CPU where it lies, by all devices; of any other each
 makes a copy (`devices.on_all`)."""
 
-
 STALE = 24 * 3600
 """Seconds after which a part that somebody began to write is nobody's."""
 
@@ -214,8 +213,9 @@ class OnDisk:
         return 4 * math.prod(self.shape)
 
     @cached_property
-    def _parts(self) -> dict[Path, np.ndarray]:
-        return {path: np.load(path, mmap_mode="r") for path in {row.part for row in self.rows}}
+    def _begin(self) -> dict[Path, int]:
+        # Where the frames of each part begin in it.
+        return {path: np.load(path, mmap_mode="r").offset for path in {row.part for row in self.rows}}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -224,8 +224,15 @@ class OnDisk:
         x = aligned((len(rows), *self.shape[1:]), np.float32)
         for number, out in zip(rows, x, strict=True):
             row = self.rows[number]
-            frames = averaged(self._parts[row.part][row.start : row.start + row.count], self.average)
-            out[: len(frames)] = frames
+            # No part stays open: there may be more of them than files that a process may have open.
+            frames = out[: row.count] if self.average == 1 else np.empty((row.count, self.width), np.float32)
+            with row.part.open("rb", buffering=0) as file:
+                file.seek(self._begin[row.part] + 4 * self.width * row.start)
+                if file.readinto(frames.data) != frames.nbytes:
+                    raise WorkError(f"{row.part} has become shorter since it was checked: run the command again")
+            if self.average > 1:
+                means = averaged(frames, self.average)
+                out[: len(means)] = means
         return x
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

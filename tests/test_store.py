@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxser.errors import WorkError
+from jaxser.files import begun
 from jaxser.store import ALIGNMENT, Entry, aligned, averaged, blocks, folder_of, load_frames, open_store, write_part
 
 SETTINGS = {"extractor": "lld", "width": 3, "window_ms": 50.0}
@@ -41,13 +43,31 @@ def test_round_trip_in_any_order(tmp_path: Path):
     assert {each.ctypes.data % ALIGNMENT for each in several} == {0}
 
 
+def test_more_parts_than_a_process_may_have_open(tmp_path: Path):
+    resource = pytest.importorskip("resource", reason="no limits of open files here")
+    store, names = open_store(tmp_path, SETTINGS), [f"{i:03}" for i in range(100)]
+    for i, name in enumerate(names):
+        write_part(store, [entry(name, 1 + i % 5)])
+    frames = load_frames(open_store(tmp_path, SETTINGS), names)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, hard))
+    try:
+        x = np.asarray(frames.x)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for i in range(len(names)):
+        np.testing.assert_array_equal(x[i][frames.mask[i]], entry("", 1 + i % 5).frames)
+
+
 def test_what_a_kill_left_long_ago_goes(tmp_path: Path):
     folder = open_store(tmp_path, SETTINGS).folder
-    for name, age in ((".part-old.npy.77", 2 * 24 * 3600), (".part-young.npy.78", 60)):
-        (folder / name).write_bytes(b"half a part")
-        os.utime(folder / name, (time.time() - age,) * 2)
-    open_store(tmp_path, SETTINGS)
-    assert [path.name for path in folder.glob(".part-*")] == [".part-young.npy.78"]
+    with ExitStack() as writers:
+        old, young = (Path(writers.enter_context(begun(folder / name)).name) for name in ("part-1.npy", "part-2.npy"))
+        for path, age in ((old, 2 * 24 * 3600), (young, 60)):
+            os.utime(path, (time.time() - age,) * 2)
+        open_store(tmp_path, SETTINGS)
+        assert (old.exists(), young.exists()) == (False, True)
+        writers.pop_all()  # killed
 
 
 def test_a_reason_that_passes_is_not_remembered(tmp_path: Path):
