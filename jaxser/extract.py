@@ -287,7 +287,8 @@ def _why_unreadable(path: Path) -> str:
         audio.load(path)
     except (audio.AudioError, OSError) as error:
         return str(error)
-    return "it could not be read a moment ago, and now it can: run again"
+    # Left out it would be missing from a score that the same command would not give again.
+    raise WorkError(f"{path} could not be read a moment ago, and now it can: run the same command again")
 
 
 if __name__ == "__main__":

@@ -141,6 +141,23 @@ def save_nano(path: Path, seed: int = 5) -> str:
     return str(path)
 
 
+def test_what_was_away_for_a_moment_ends_the_work_and_is_read_by_the_next(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    away, read = iter([audio.Unreachable("Input/output error")]), audio.read
+
+    def reads(source, *how):
+        for error in away:
+            raise error
+        return read(source, *how)
+
+    monkeypatch.setattr(audio, "read", reads)
+    with pytest.raises(WorkError, match=r"\.wav could not be read a moment ago, and now it can: run the same command again$"):
+        run(table, tmp_path / "cache")
+    corpus, _, _ = run(table, tmp_path / "cache")
+    assert (len(corpus.utterances), corpus.left_out) == (48, ())
+
+
 def test_the_store_is_enough_when_audio_and_weights_are_gone(table: Path, tmp_path: Path):
     weights = save_nano(tmp_path / "weights")
     _, store, contents = run(table, tmp_path / "cache", weights=weights)
