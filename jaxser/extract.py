@@ -36,7 +36,7 @@ from jaxser.store import Frames, Store, load_frames
 
 @dataclass(frozen=True)
 class Config:
-    """Compute the features of a corpus and keep them, so that later runs need neither the audio nor the weights."""
+    """Compute the features of a corpus and keep them, so that later runs read neither the audio nor the weights."""
 
     corpus: Literal["synthetic", "iemocap", "ravdess", "emodb", "csv"] = "synthetic"
     root: Path | None = None
