@@ -36,6 +36,11 @@ RATES = (1_000, 1_000_000)
 BLOCK = 2**22
 """Numbers decoded at once."""
 
+NO_SUCH_FILE = "no such file"
+
+UNREACHED = "cannot be reached"
+"""How the reason begins where the system refuses a file."""
+
 Crop = Literal["first", "centre"]
 
 
@@ -58,6 +63,27 @@ class AudioError(ValueError):
 
 class Unreachable(AudioError):
     """One that may well be used another time: it is not there just now, or its disk did not give it."""
+
+
+def absent(path: Path) -> str:
+    """Why there is no file to read, in the system's words where it refuses to say; empty where there is one."""
+    try:
+        return "" if path.is_file() else NO_SUCH_FILE
+    except OSError as error:
+        return f"{UNREACHED}: {_reason(error)}"
+
+
+def may_pass(reason: str) -> bool:
+    """Whether a reason is one of Unreachable's."""
+    return reason == NO_SUCH_FILE or reason.startswith(UNREACHED)
+
+
+def real_name(path: Path) -> str:
+    """The one name that a file has however it is reached: absolute, without symbolic links and ".."."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL, which is in no file's name
+        return str(path.absolute())
 
 
 def load(path: str | Path, max_seconds: float = MAX_SECONDS, crop_to: Crop = "first") -> Float32[np.ndarray, " s"]:
@@ -129,7 +155,7 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
             file.seek(min(round(start * rate / SAMPLE_RATE), file.frames))
             signal = file.read(round(samples * rate / SAMPLE_RATE), dtype="float32", always_2d=True)
     except UNREADABLE as error:
-        raise _kind(error)(f"not readable as audio: {_reason(error)}") from None
+        raise _refused(error) from None
     signal = resample(_mono(signal), rate)[:samples]
     if len(signal) < samples - 1:
         raise AudioError(f"cut short: {len(signal)} of {samples} samples from {start / SAMPLE_RATE:.2f} s on")
@@ -147,13 +173,15 @@ def _demand_finite(signal: Float32[np.ndarray, " s"]) -> None:
         raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")
 
 
-def _kind(error: Exception) -> type[AudioError]:
+def _refused(error: Exception) -> AudioError:
     # libsndfile's error 2 is one of the system's, which has nothing to do with what is in the file.
-    return Unreachable if isinstance(error, OSError) or getattr(error, "code", None) == 2 else AudioError
+    if isinstance(error, OSError) or getattr(error, "code", None) == 2:
+        return Unreachable(f"{UNREACHED}: {_reason(error)}")
+    return AudioError(f"not readable as audio: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
-    reason = str(error).partition(": ")[2] or str(error)
+    reason = getattr(error, "strerror", None) or str(error).partition(": ")[2] or str(error)
     return reason.strip().rstrip(".")
 
 
@@ -191,11 +219,12 @@ def crop(signal: Float32[np.ndarray, " s"], max_seconds: float, crop_to: Crop) -
 
 
 def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
-    if not path.is_file():
-        raise Unreachable("no such file")
-    if path.stat().st_size == 0:
-        raise AudioError("the file is empty (0 bytes)")
+    if reason := absent(path):
+        raise Unreachable(reason)
     try:
+        with path.open("rb") as file:  # where it is refused, the system says why, and libsndfile does not
+            if os.fstat(file.fileno()).st_size == 0:
+                raise AudioError("the file is empty (0 bytes)")
         with soundfile.SoundFile(_name(path)) as file:
             rate, promised = file.samplerate, file.frames
             if promised >= UNKNOWN:
@@ -204,9 +233,10 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
                 )
             _demand_rate(rate)
             samples = _all_of(file)
+        cut_short = len(samples) < promised or _ends_early(path)
     except UNREADABLE as error:
-        raise _kind(error)(f"not readable as audio: {_reason(error)}") from None
-    if len(samples) < promised or _ends_early(path):
+        raise _refused(error) from None
+    if cut_short:
         raise AudioError(f"cut short: it ends after {len(samples) / rate:.2f} s, before the end that its header gives")
     if len(samples) == 0:
         raise AudioError("it holds no samples")

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxser import audio
 from jaxser.command import differences
 from jaxser.errors import CallError, WorkError
 from jaxser.files import json_of, locked, named, write_json
@@ -106,14 +109,19 @@ Span = tuple[str, float, float | None]
 """Path, start and end in seconds; no end where nobody knows."""
 
 
+RECORDINGS = "recordings"
+"""In OUT.json, beside the settings: size and time of each recording by its path."""
+
+
 @contextmanager
 def opened(
     out: Path | None, form: Format, classes: Sequence[str], settings: Mapping[str, Any], spans: Sequence[Span]
 ) -> Iterator[tuple[list[Row], Write]]:
     """The rows that are there already, and a function that adds one, to be seen at once.
 
-    They go to standard output, or to a file that goes on where an interruption left it. Beside OUT lies OUT.json with what its
-    labels were made with. `spans`: what all rows are to be of. Raises CallError for a file that was made otherwise, of other
+    They go to standard output, or to a file that goes on where an interruption left it, or already where a row has no label
+    and might have one now: its recording has changed, or was only out of reach. Beside OUT lies OUT.json with what its labels
+    were made with. `spans`: what all rows are to be of. Raises CallError for a file that was made otherwise, of other
     recordings, or that is none of ours, WorkError for one that another process writes.
     """
     if out is None:
@@ -133,17 +141,16 @@ def opened(
             raise WorkError(f"{out} is being written by another process: wait for it, or give another --out")
         file.seek(0)
         content = file.read()
-        rows = _rows_there(out, content, form, classes, settings) if content else []
-        whole = _encoded(header(form, classes) + "".join(SHOWN[form](row, classes) for row in rows))
+        rows, before = _rows_there(out, content, form, classes, settings) if content else ([], {})
+        whole = _whole(rows, form, classes)
         if not (content.startswith(whole) or whole.startswith(content)):
             raise CallError(f"{out} is damaged: delete it and begin anew")
-        for row, (path, start, _) in zip(rows, spans, strict=False):
-            if row.path != path or abs(row.start - start) > 0.001:
-                raise CallError(f"{out} is of other recordings, {row.path} where there is {path} now: give another --out")
-        if len(rows) > len(spans):
-            raise CallError(f"{out} is of more recordings than there are now: give another --out")
-        write_json(out.with_name(out.name + ".json"), dict(settings))
-        file.truncate(min(len(whole), len(content)))  # without a row that was cut in two
+        now = _states(spans)
+        rows = rows[: _standing(out, rows, spans, before, now)]
+        whole = _whole(rows, form, classes)
+        file.truncate(min(len(whole), len(content)))  # also without a row that was cut in two
+        # Only then: rows that are gone must not be taken for ones of the recordings as they are now.
+        write_json(out.with_name(out.name + ".json"), {**settings, RECORDINGS: before | now})
         file.write(whole[len(content) :])
 
         def write(row: Row) -> None:
@@ -153,28 +160,69 @@ def opened(
         yield rows, write
 
 
+def _whole(rows: Sequence[Row], form: Format, classes: Sequence[str]) -> bytes:
+    return _encoded(header(form, classes) + "".join(SHOWN[form](row, classes) for row in rows))
+
+
+def _states(spans: Sequence[Span]) -> dict[str, str]:
+    # Of the recordings that are there.
+    found = {}
+    for path in dict.fromkeys(path for path, _, _ in spans):
+        with suppress(OSError, ValueError):  # ValueError: a NUL, which is in no file's name
+            state = os.stat(path)
+            found[path] = f"{state.st_size} bytes, {state.st_mtime_ns} ns"
+    return found
+
+
+def _standing(out: Path, rows: Sequence[Row], spans: Sequence[Span], before: Mapping[str, Any], now: Mapping[str, str]) -> int:
+    # How many rows stand: all before the first one without a label that might have one now.
+    there, here = ([path for path, _ in groupby(paths)] for paths in ([row.path for row in rows], [span[0] for span in spans]))
+    for one, other in zip(there, here, strict=False):
+        if one != other:
+            raise CallError(f"{out} is of other recordings, {one} where there is {other} now: give another --out")
+    if len(there) > len(here):
+        raise CallError(f"{out} is of more recordings than there are now: give another --out")
+    for number, (row, (path, start, _)) in enumerate(zip(rows, spans, strict=False)):
+        changed = path in now and now[path] != before.get(path)
+        if row.prediction is None and (changed or (path in now and audio.may_pass(row.reason))):
+            return number
+        if changed and path in before:
+            raise CallError(
+                f"{out} is of another {path} than there is now (size or time differ): give another --out, or delete it"
+            )
+        if row.path != path or abs(row.start - start) > 0.001:
+            raise CallError(f"{out} is of other recordings, {row.path} where there is {path} now: give another --out")
+    if len(rows) > len(spans):
+        raise CallError(f"{out} is of more recordings than there are now: give another --out")
+    return len(rows)
+
+
 def _encoded(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogateescape")
 
 
-def _rows_there(out: Path, content: bytes, form: Format, classes: Sequence[str], settings: Mapping[str, Any]) -> list[Row]:
-    # The whole rows of a file that was begun before.
+def _rows_there(
+    out: Path, content: bytes, form: Format, classes: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[list[Row], dict[str, Any]]:
+    # The whole rows of a file that was begun before, and the states that their recordings had.
     try:
         known = json_of(out.with_name(out.name + ".json"))
     except OSError:
         known = None
     if known is None:
         raise CallError(f"{out} exists and nothing says how it was made: give another --out, or delete it")
+    states = known.pop(RECORDINGS, {})
     if differing := differences(known, settings):
         raise CallError(f"{out} was made otherwise ({differing}): give another --out, or delete it")
     text = content.decode("utf-8", errors="surrogateescape")
     whole = text[: text.rfind("\n") + 1]
     try:
-        return (
+        rows = (
             _rows_of_csv(whole, classes) if form == "csv" else [_row_of_json(line, classes) for line in whole.split("\n")[:-1]]
         )
     except (KeyError, TypeError, ValueError, RecursionError):
         raise CallError(f"{out} is damaged: delete it and begin anew") from None
+    return rows, states if isinstance(states, dict) else {}
 
 
 def _rows_of_csv(text: str, classes: Sequence[str]) -> list[Row]:

@@ -118,8 +118,12 @@ def found(given: str) -> list[Path]:
         lines = (line.rstrip("\r\n") for line in sys.stdin)
         return [path for line in lines if line for path in found(line if line != "-" else "./-")]
     path = Path(given)
-    if not path.is_dir():
-        return [path]  # one that is not there gets its row, with the reason
+    try:
+        is_folder = path.is_dir()
+    except OSError:
+        is_folder = False
+    if not is_folder:
+        return [path]  # one that is not there, or is refused, gets its row, with the reason
     there = sorted(p for p in path.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
     if not there:
         raise CallError(f"{given}: no recordings ({', '.join(audio.SUFFIXES)}) there")
@@ -145,8 +149,8 @@ def _texts_in(table: Path, paths: Sequence[Path]) -> list[str | None]:
         raise CallError(f"--text {table}: {getattr(error, 'strerror', None) or error}") from None
     if not rows or not {"path", "text"} <= set(rows[0]):
         raise CallError(f"--text {table}: a CSV with the columns path and text, and a line for each recording")
-    known = {(table.parent / (row["path"] or "")).absolute(): row["text"] for row in rows}
-    return [known.get(path.absolute()) for path in paths]
+    known = {audio.real_name(table.parent / (row["path"] or "")): row["text"] for row in rows}
+    return [known.get(audio.real_name(path)) for path in paths]
 
 
 def chosen(model: Recogniser, config: Config) -> Recogniser:
@@ -187,7 +191,7 @@ def work_of(model: Recogniser, config: Config, paths: Sequence[Path], texts: Seq
     spans: list[Span] = []
     longer, window = 0, round(config.segments * audio.SAMPLE_RATE)
     for path, text in zip(paths, texts, strict=True):
-        whole = audio.samples_promised(path) if path.is_file() else 0
+        whole = 0 if audio.absent(path) else audio.samples_promised(path)
         if not window or whole <= window:
             kept = min(whole, round(heard * audio.SAMPLE_RATE) or whole)
             start = (whole - kept) // 2 if crop == "centre" else 0

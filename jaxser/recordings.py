@@ -1,7 +1,6 @@
 """Unlabelled speech for pretraining: what lies in folders and CSV files, and who is held out."""
 
 import csv
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,28 +44,31 @@ def find(sources: Sequence[Path], shortest: int, jobs: int = 1) -> Found:
     that is named twice counts once. Raises CallError for a source that is not there or names no recording, and where none can
     be used.
     """
-    speakers: dict[Path, str | None] = {}
-    sources_of: dict[Path, int] = {}
+    # By real names: one file has one, or it could be trained on under one name and held out under another.
+    paths: dict[str, Path] = {}
+    speakers: dict[str, str | None] = {}
+    sources_of: dict[str, int] = {}
     for number, source in enumerate(sources):
         listed = _listed(source)
         if not listed:
             raise CallError(f"--audio {source}: no recordings ({', '.join(audio.SUFFIXES)}) there")
         for path, speaker in listed:
+            name = audio.real_name(path)
+            paths.setdefault(name, path)
             # Another source may call another person by the same name.
-            speakers[path] = speakers.get(path) or (f"{number}:{speaker}" if speaker else None)
-            sources_of.setdefault(path, number)
-    paths = list(speakers)
+            speakers[name] = speakers.get(name) or (f"{number}:{speaker}" if speaker else None)
+            sources_of.setdefault(name, number)
     with ThreadPoolExecutor(jobs) as pool:
-        promised = list(pool.map(audio.samples_promised, paths))
+        promised = list(pool.map(audio.samples_promised, paths.values()))
     recordings, left_out = [], []
-    for path, samples in zip(paths, promised, strict=True):
+    for (name, path), samples in zip(paths.items(), promised, strict=True):
         if samples >= shortest:
-            recordings.append(Recording(path, samples, speakers[path], sources_of[path]))
+            recordings.append(Recording(path, samples, speakers[name], sources_of[name]))
             continue
         short = (
             f"{samples / audio.SAMPLE_RATE:.2f} s, shorter than the {shortest / audio.SAMPLE_RATE:.2f} s that training needs"
         )
-        unreadable = "not readable as audio" if path.is_file() else "no such file"
+        unreadable = audio.absent(path) or "not readable as audio"
         left_out.append((str(path), short if samples else unreadable))
     if not recordings:
         raise CallError(f"none of {len(left_out)} recordings can be used; the first one, {left_out[0][0]}: {left_out[0][1]}")
@@ -74,10 +76,14 @@ def find(sources: Sequence[Path], shortest: int, jobs: int = 1) -> Found:
 
 
 def _listed(source: Path) -> list[tuple[Path, str | None]]:
-    if source.is_dir():
+    try:
+        is_folder, is_file = source.is_dir(), source.is_file()
+    except OSError as error:
+        raise CallError(f"--audio {source}: {audio.UNREACHED}: {error.strerror}") from None
+    if is_folder:
         found = (p for p in source.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
-        return [(_plain(path), None) for path in sorted(found) if path.is_file()]
-    if not source.is_file():
+        return [(path.absolute(), None) for path in sorted(found) if audio.absent(path) != audio.NO_SUCH_FILE]
+    if not is_file:
         raise CallError(f"--audio {source}: no such folder or CSV file")
     if source.suffix.lower() != ".csv":
         raise CallError(f"--audio {source}: neither a folder nor a CSV file with the column path")
@@ -90,12 +96,7 @@ def _listed(source: Path) -> list[tuple[Path, str | None]]:
     if "path" not in header:
         raise CallError(f"--audio {source}: no column path in its header {','.join(header)!r}")
     found = sorted((row["path"].strip(), (row.get("speaker") or "").strip()) for row in rows if (row.get("path") or "").strip())
-    return [(_plain(source.parent / path), speaker or None) for path, speaker in found]
-
-
-def _plain(path: Path) -> Path:
-    # Without "..": one file has one name, or it could be trained on under one and held out under another.
-    return Path(os.path.normpath(path.absolute()))
+    return [((source.parent / path).absolute(), speaker or None) for path, speaker in found]
 
 
 def hold_out(

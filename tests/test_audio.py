@@ -1,5 +1,7 @@
+import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -105,6 +107,33 @@ def test_files_that_are_no_audio(tmp_path: Path):
         audio.load(tmp_path / "text.wav")
     with pytest.raises(audio.AudioError, match="no such file"):
         audio.load(tmp_path)  # a folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names and errors are others there")
+def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_tone(tmp_path / "a.wav")
+    with pytest.raises(audio.Unreachable, match=r"^cannot be reached: File name too long$"):
+        audio.load(tmp_path / f"{'x' * 300}.wav")
+    for home, step, number in [
+        (Path, "is_file", errno.ESTALE),
+        (Path, "open", errno.EMFILE),
+        (audio, "_ends_early", errno.EIO),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(home, step, Mock(side_effect=OSError(number, os.strerror(number), str(path))))
+            with pytest.raises(audio.Unreachable) as refused:
+                audio.load(path)
+        assert str(refused.value) == f"cannot be reached: {os.strerror(number)}"
+        assert audio.may_pass(str(refused.value))
+    assert len(audio.load(path)) == 8_000
+
+
+def test_reasons_that_may_pass(tmp_path: Path):
+    (tmp_path / "text.wav").write_text("not audio at all, but long enough for a header" * 10)
+    for path in (tmp_path / "gone.wav", tmp_path / "text.wav"):
+        with pytest.raises(audio.AudioError) as unusable:
+            audio.load(path)
+        assert audio.may_pass(str(unusable.value)) == isinstance(unusable.value, audio.Unreachable) == (not path.exists())
 
 
 def test_a_part_of_a_resampled_file(tmp_path: Path):

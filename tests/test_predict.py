@@ -2,19 +2,21 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import write_table, write_tone
 
-from jaxser import cv, predict, recogniser, results
+from jaxser import audio, cv, labels, predict, recogniser, results
 from jaxser.errors import CallError, WorkError
 
 
@@ -169,11 +171,11 @@ def test_labels_of_other_recordings_are_not_gone_on_with(home: Path, tmp_path: P
     with pytest.raises(CallError, match=r"is of other recordings, .*b\.wav where there is .*a\.wav now"):
         predict.main(config)
     (tmp_path / "in" / "a.wav").unlink()
-    (tmp_path / "in" / "c.wav").unlink()
+    (tmp_path / "in" / "c.wav").rename(tmp_path / "c.wav")
     with pytest.raises(CallError, match="is of more recordings than there are now"):
         predict.main(config)
     assert (tmp_path / "labels.csv").read_bytes() == before
-    write_tone(tmp_path / "in" / "c.wav", 0.4)
+    (tmp_path / "c.wav").rename(tmp_path / "in" / "c.wav")
     write_tone(tmp_path / "in" / "d.wav", 0.4)
     predict.main(config)
     assert (tmp_path / "labels.csv").read_bytes().startswith(before)
@@ -181,6 +183,131 @@ def test_labels_of_other_recordings_are_not_gone_on_with(home: Path, tmp_path: P
         assert results.locked(file)
         with pytest.raises(WorkError, match="is being written by another process"):
             predict.main(config)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_recording_that_is_back_is_labelled(home: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch):
+    files = [write_tone(tmp_path / f"{name}.wav", 0.8) for name in "abc"]
+    never = tmp_path / "never.wav"
+    cut, whole = (config_of(home, *files, never, out=tmp_path / f"{name}.{form}", segments=0.4) for name in ("cut", "whole"))
+    predict.main(whole)  # two windows of each
+    files[1].rename(tmp_path / "aside")
+    predict.main(cut)
+    without = cut.out.read_bytes()
+    assert without.count(b"no such file") == 2
+    with monkeypatch.context() as patch:
+        heard = count_heard(patch)
+        predict.main(cut)  # what is not there still has its row
+        assert (heard, cut.out.read_bytes()) == ([], without)
+        (tmp_path / "aside").rename(files[1])
+        predict.main(cut)
+        assert cut.out.read_bytes() == whole.out.read_bytes()
+        assert len(heard) == 5  # but for those of a.wav
+
+
+def test_a_recording_that_was_out_of_reach_is_labelled(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    good, bad, silent = (tmp_path / f"{name}.wav" for name in ("good", "bad", "silent"))
+    for path in (good, bad):
+        write_tone(path, 0.4)
+    soundfile.write(silent, np.zeros(16_000), 16_000)
+    cut, whole = (config_of(home, silent, good, bad, out=tmp_path / f"{name}.csv") for name in ("cut", "whole"))
+    predict.main(whole)
+    with monkeypatch.context() as patch:
+        ends_early = audio._ends_early
+
+        def refuse(path: Path) -> bool:
+            if path == bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return ends_early(path)
+
+        patch.setattr(audio, "_ends_early", refuse)
+        predict.main(cut)
+    assert rows_of(cut.out.read_text())[2]["reason"] == f"cannot be reached: {os.strerror(errno.EIO)}"
+    heard = count_heard(monkeypatch)
+    predict.main(cut)
+    # To rounding: good.wav was read by the heads in a smaller batch.
+    found, expected = (rows_of(config.out.read_text()) for config in (cut, whole))
+    assert [(row["path"], row["label"], row["reason"]) for row in found] == [
+        (row["path"], row["label"], row["reason"]) for row in expected
+    ]
+    assert float(found[2]["p_low"]) == pytest.approx(float(expected[2]["p_low"]), abs=1e-6)
+    assert len(heard) == 1  # silent.wav stays what it is
+
+
+def test_labels_of_a_recording_that_has_changed(home: Path, tmp_path: Path):
+    config = config_of(home, tmp_path / "in", out=tmp_path / "labels.csv")
+    for name in "ab":
+        write_tone(tmp_path / "in" / f"{name}.wav", 0.4, 150)
+    (tmp_path / "in" / "c.wav").write_text("no audio")
+    predict.main(config)
+    assert [row["label"] for row in rows_of(config.out.read_text())] == ["low", "low", ""]
+    write_tone(tmp_path / "in" / "c.wav", 0.4, 600)  # that had no label, and is mended
+    predict.main(config)
+    before = config.out.read_bytes()
+    assert [row["label"] for row in rows_of(config.out.read_text())] == ["low", "low", "high"]
+    write_tone(tmp_path / "in" / "b.wav", 0.5, 600)
+    with pytest.raises(
+        CallError, match=r"is of another .*b\.wav than there is now \(size or time differ\): give another --out"
+    ):
+        predict.main(config)
+    assert config.out.read_bytes() == before
+
+
+def test_labels_are_not_lost_for_a_recording_that_is_mended(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bad, *good = (tmp_path / f"{name}.wav" for name in ("bad", "a", "b"))
+    bad.write_text("no audio")
+    for path in good:
+        write_tone(path, 0.4)
+    config = config_of(home, bad, *good, out=tmp_path / "labels.csv")
+    predict.main(config)
+    before = config.out.read_bytes()
+    write_tone(bad, 0.4)
+    for files, message in (((bad, good[0]), "is of more recordings"), ((bad, *good[::-1]), "is of other recordings")):
+        with pytest.raises(CallError, match=message):
+            predict.main(dataclasses.replace(config, files=tuple(map(str, files))))
+        assert config.out.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "write_json", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            predict.main(config)
+    predict.main(config)
+    assert [row["label"] for row in rows_of(config.out.read_text())] == ["low"] * 3
+
+
+def test_labels_whose_recordings_nobody_noted_are_gone_on_with(home: Path, tmp_path: Path):
+    config = config_of(home, write_tone(tmp_path / "a.wav", 0.4), out=tmp_path / "labels.csv")
+    predict.main(config)
+    note = tmp_path / "labels.csv.json"
+    note.write_text(json.dumps({name: value for name, value in json.loads(note.read_text()).items() if name != "recordings"}))
+    before = config.out.read_bytes()
+    predict.main(config)
+    assert config.out.read_bytes() == before
+    write_tone(tmp_path / "a.wav", 0.5)
+    with pytest.raises(CallError, match=r"is of another .*a\.wav"):
+        predict.main(config)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="longer names are allowed there")
+def test_what_the_system_refuses_has_its_row(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    good, long = write_tone(tmp_path / "good.wav", 0.5), tmp_path / ("x" * 300 + ".wav")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{long}\n{good}\n"))
+    for files in ((long, good), ("-",)):
+        predict.main(config_of(home, *files, format="csv"))
+        rows = rows_of(capsys.readouterr().out)
+        assert [row["path"] for row in rows] == [str(long), str(good)]
+        assert [row["reason"] for row in rows] == ["cannot be reached: File name too long", ""]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_texts_meet_files_however_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_tone(tmp_path / "audio" / "a.wav")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "audio")
+    (tmp_path / "corpus" / "texts.csv").write_text("path,text\n../audio/a.wav,hello\nb\0.wav,never\n")
+    monkeypatch.chdir(tmp_path)
+    named = [Path("audio/a.wav"), Path("linked/a.wav"), tmp_path / "audio" / "a.wav", Path("audio/b.wav")]
+    config = predict.Config("model", text=("corpus/texts.csv",))
+    assert predict.texts_of(config, named) == ["hello", "hello", "hello", None]
 
 
 def test_paths_from_standard_input(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):

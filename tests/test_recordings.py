@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,39 @@ def test_one_file_has_one_name(folder: Path):
         found = find(sources, 8_000)
         assert sorted(r.path.name for r in found.recordings) == ["a.wav", "b.flac", "c.ogg", "silent.wav"]
         assert {r.path.name for r in found.recordings if r.speaker} == {"a.wav", "b.flac"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_a_file_counts_once_however_it_is_reached(folder: Path, tmp_path: Path):
+    (tmp_path / "linked").symlink_to(folder / "deep")
+    (folder / "z.wav").symlink_to(folder / "a.wav")
+    table = tmp_path / "index.csv"
+    table.write_text("path,speaker\nlinked/../a.wav,sam\nlinked/b.flac,kim\n")  # that is speech/a.wav, not one beside the CSV
+    for sources in ([table, folder], [folder, table]):
+        found = find(sources, 8_000)
+        assert sorted(r.path.name for r in found.recordings) == ["a.wav", "b.flac", "c.ogg", "silent.wav"]
+        assert {r.path.name for r in found.recordings if r.speaker} == {"a.wav", "b.flac"}
+    assert tmp_path / "linked" / "b.flac" in [r.path for r in find([table], 8_000).recordings]  # named as it was given
+
+
+@pytest.mark.skipif(os.name == "nt", reason="longer names are allowed there")
+def test_what_the_system_refuses_is_left_out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    long = "x" * 300 + ".wav"
+    (folder / "index.csv").write_text(f"path\na.wav\n{long}\n")
+    found = find([folder / "index.csv"], 8_000)
+    assert found.left_out == ((str(folder / long), "cannot be reached: File name too long"),)
+    assert counted(found.left_out) == "1 cannot be reached"
+    with pytest.raises(CallError, match="x: cannot be reached: File name too long"):
+        find([tmp_path / ("x" * 300)], 8_000)
+    is_file = Path.is_file
+
+    def stale(path: Path) -> bool:
+        if path.name == "broken.wav":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", stale)
+    assert dict(find([folder], 8_000).left_out)[str(folder / "broken.wav")] == f"cannot be reached: {os.strerror(errno.ESTALE)}"
 
 
 def test_nothing_that_can_be_used(folder: Path):
