@@ -6,6 +6,7 @@ rest.) Crops of like length share a batch, so that little of it is padding. Ever
 the number of the epoch or update, never from what was done before: an update can be repeated without those ahead of it.
 """
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from jaxtyping import Float32, Int32
 
 from jaxser import audio
 from jaxser.command import workers
+from jaxser.errors import WorkError
 from jaxser.recordings import Recording
 
 _EPOCH, _GAIN = 12, 13
@@ -27,6 +29,9 @@ LENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25)
 
 WHOLE_SECONDS = 60.0
 """Up to here a recording is decoded whole and kept while memory allows; of a longer one only the crop is read."""
+
+PAUSES = (0.0, 1.0, 4.0, 15.0)
+"""Seconds before each further try to read a file that its disk did not give: other hosts wait half a minute for an update."""
 
 
 class Crop(NamedTuple):
@@ -116,7 +121,8 @@ class Read(NamedTuple):
 class Reader:
     """Reads the crops of batches ahead of their use, with threads, and keeps what it decoded while memory allows.
 
-    `left_out` gathers, by path, why files that promised to be readable were not; their rows stay empty.
+    `left_out` gathers, by path, why files that promised to be readable were not, or a part of a long one was not; the rows of
+    these stay empty. It is for the report alone: what a batch hears never follows from it.
     """
 
     def __init__(
@@ -127,37 +133,63 @@ class Reader:
         self.left_out: dict[str, str] = {}
         self._room = int(memory * 2**30)
         self._kept: dict[int, np.ndarray] = {}
+        self._silent: dict[int, bool] = {}
         self._jobs = workers(jobs)
 
     def read(self, batches: Iterable[Batch], seed: int, first: int = 0, host: int = 0, hosts: int = 1) -> Iterator[Read]:
         """The batches in their order; `first` is the number of the first update, from which gains are drawn.
 
-        Of several hosts each reads its own rows, the first ones the first.
+        Of several hosts each reads its own rows, the first ones the first. Raises WorkError where a disk does not give a file.
         """
         with ThreadPoolExecutor(self._jobs, thread_name_prefix="read") as pool:
-            ahead: deque[tuple[Batch, list[Future]]] = deque()
+            ahead: deque[tuple[Batch, list[tuple[Future, Crop, np.float32]]]] = deque()
             try:
                 for number, batch in enumerate(batches, first):
-                    gains = np.exp(np.random.default_rng([_GAIN, seed, number]).uniform(*np.log(self.gain), batch.rows))
+                    drawn = np.random.default_rng([_GAIN, seed, number]).uniform(*np.log(self.gain), batch.rows)
+                    gains = np.exp(drawn).astype(np.float32)
                     rows = slice(host * batch.rows // hosts, (host + 1) * batch.rows // hosts)
                     mine = zip(batch.crops[rows], gains[rows], strict=False)  # there may be fewer crops than rows
-                    ahead.append((batch, [pool.submit(self._crop, crop, np.float32(gain)) for crop, gain in mine]))
+                    ahead.append((batch, [(pool.submit(self._crop, crop, gain), crop, gain) for crop, gain in mine]))
                     if len(ahead) > 2:
-                        yield _together(*ahead.popleft(), hosts)
+                        yield self._together(*ahead.popleft(), hosts)
                 while ahead:
-                    yield _together(*ahead.popleft(), hosts)
+                    yield self._together(*ahead.popleft(), hosts)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _crop(self, crop: Crop, gain: np.float32) -> Float32[np.ndarray, " s"]:
-        path = str(self.recordings[crop.recording].path)
+    def _together(self, batch: Batch, mine: Sequence[tuple[Future, Crop, np.float32]], hosts: int) -> Read:
+        rows, samples = batch.rows // hosts, sum(c.samples for c in batch.crops)
+        read = Read(np.zeros((rows, batch.length), np.float32), np.zeros(rows, np.int32), samples)
+        for row, (future, crop, gain) in enumerate(mine):
+            try:
+                sound = self._patiently(future, crop, gain)
+            except audio.AudioError as error:
+                # Here, in the order of batches, and the first reason stays: threads come to their ends in any order.
+                self.left_out.setdefault(str(self.recordings[crop.recording].path), str(error))
+                continue
+            read.waveforms[row, : len(sound)] = sound
+            read.lengths[row] = len(sound)
+        return read
+
+    def _patiently(self, future: Future, crop: Crop, gain: np.float32) -> Float32[np.ndarray, " s"]:
+        # Outside of the threads, so that Ctrl-C need not wait for the pauses.
         try:
-            if path in self.left_out:
-                raise audio.AudioError(self.left_out[path])
-            sound = self._sound(crop)
-        except audio.AudioError as error:
-            self.left_out[path] = str(error)
-            return np.zeros(0, np.float32)
+            return future.result()
+        except audio.Unreachable as error:
+            reason = error
+        for pause in PAUSES:
+            time.sleep(pause)
+            try:
+                return self._crop(crop, gain)
+            except audio.Unreachable as error:
+                reason = error
+        raise WorkError(
+            f"{self.recordings[crop.recording].path} could not be read in {len(PAUSES) + 1} tries ({reason}): once it can be, "
+            "the same command goes on from the last saved state; without it, training begins anew at another --out"
+        )
+
+    def _crop(self, crop: Crop, gain: np.float32) -> Float32[np.ndarray, " s"]:
+        sound = self._sound(crop)
         if audio.silent(sound):
             return np.zeros(0, np.float32)  # nothing to predict here; the rest of the recording is as good as ever
         return sound * gain  # a new array: what is kept stays as it was decoded
@@ -165,7 +197,7 @@ class Reader:
     def _sound(self, crop: Crop) -> Float32[np.ndarray, " s"]:
         recording = self.recordings[crop.recording]
         if recording.samples > WHOLE_SECONDS * audio.SAMPLE_RATE:
-            return audio.load_part(recording.path, crop.start, crop.samples)
+            return self._part(crop)
         sound = self._kept.get(crop.recording)
         if sound is None:
             sound = audio.load(recording.path, max_seconds=0.0)
@@ -177,12 +209,29 @@ class Reader:
                 self._kept[crop.recording] = sound
         return sound[crop.start : crop.start + crop.samples]
 
+    def _part(self, crop: Crop) -> Float32[np.ndarray, " s"]:
+        path = self.recordings[crop.recording].path
+        try:
+            sound = audio.load_part(path, crop.start, crop.samples)
+        except audio.Unreachable:
+            raise
+        except audio.AudioError as error:
+            raise audio.AudioError(f"in part {error}") from None
+        if audio.silent(sound):
+            if crop.recording not in self._silent:
+                self._silent[crop.recording] = self._silent_throughout(crop.recording)
+            if self._silent[crop.recording]:
+                raise audio.AudioError("silent: no part of it holds a sound")
+        return sound
 
-def _together(batch: Batch, futures: Sequence[Future], hosts: int) -> Read:
-    rows = batch.rows // hosts
-    read = Read(np.zeros((rows, batch.length), np.float32), np.zeros(rows, np.int32), sum(c.samples for c in batch.crops))
-    for row, future in enumerate(futures):
-        sound = future.result()
-        read.waveforms[row, : len(sound)] = sound
-        read.lengths[row] = len(sound)
-    return read
+    def _silent_throughout(self, number: int) -> bool:
+        # One with sound is read up to its first sound, one without to its end, once. What cannot be read is no silence.
+        recording, step = self.recordings[number], round(WHOLE_SECONDS * audio.SAMPLE_RATE)
+        try:
+            starts = range(0, recording.samples, step)
+            parts = (audio.load_part(recording.path, i, min(step, recording.samples - i)) for i in starts)
+            return all(audio.silent(part) for part in parts)
+        except audio.Unreachable:
+            raise
+        except audio.AudioError:
+            return False

@@ -7,6 +7,7 @@ bits. What is under way lies beside the result, in OUT.training, and goes when t
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ from jaxser.hosts import say
 from jaxser.pretraining import Course, Reading
 from jaxser.recipes import RECIPES, Recipe
 from jaxser.recordings import Recording
+from jaxser.results import claimed
 from jaxser.selfsupervised import make_learner
 
 
@@ -93,7 +95,24 @@ class Config:
 def main(config: Config) -> None:
     """The whole command. The model card goes to stdout, everything else to stderr."""
     check(config)
-    hosts.join(config)
+    with ExitStack() as claims:
+        # Only what comes before the updates: in one, who fails would wait here for hosts that wait for it there.
+        with hosts.joined(config):
+            work = prepare(config, claims)
+        if work is not None:
+            course, params, note = work
+            state, note = pretraining.resume(course, course.learner.start(params), note)
+            state, note = pretraining.go_on(course, state, note, config.look_every, config.save_every)
+            params = jax.tree.map(np.asarray, state.params)
+            wav2vec.save(config.out, course.recipe.architecture, params, note, config.dtype)
+    finish(config.out, checkpoint.about(config.out, wav2vec.KIND))
+
+
+def prepare(config: Config, claims: ExitStack) -> tuple[Course, dict[str, Any], dict[str, Any]] | None:
+    """The training, the parameters it begins with and its note, or None where the weights are there already.
+
+    The folder of states is claimed for this command. Raises WorkError where another has it.
+    """
     demand_accelerator(config)
     recipe, params = resolve(config)
     shortest = contrastive.shortest(recipe.architecture, recipe.objective)
@@ -103,15 +122,13 @@ def main(config: Config) -> None:
     plan = Plan(train, *sizes, config.seed, jax.device_count())
     demand_enough(plan, shortest)
     mine = settings(config, recipe, params, found.recordings)
-    if checkpoint.absolute(config.out).exists():
-        note = checkpoint.about(config.out, wav2vec.KIND)
-        if differing := differences(note.get("settings", {}), mine):
-            raise CallError(f"{config.out} holds other weights ({differing}): give another --out, or delete it")
-        finish(config.out, note)
-        return
+    if finished(config.out, mine):
+        return None
+    hosts.of_first(lambda: claim(config.out, claims))
+    if finished(config.out, mine):
+        return None  # whoever had the claim has just come to its end
     say(f"{recordings.hours(train):.2f} h to train on, {plan.updates_an_epoch():,} updates an epoch; held out: {held_names}")
     pretraining.begin(config.out)
-    learner = make_learner(recipe, config.seed, config.precision)
     note = {
         "settings": mine,
         "sources": [cards.source_of(i, path, found.recordings) for i, path in enumerate(config.audio)],
@@ -128,13 +145,26 @@ def main(config: Config) -> None:
         "curve": [],
         "since": [],
     }
+    learner = make_learner(recipe, config.seed, config.precision)
     reading = Reading(config.jobs, config.memory, recipe.gain)
     course = Course(learner, plan, dataclasses.replace(plan, recordings=held), reading, recipe, config.out)
-    state, note = pretraining.resume(course, learner.start(params or first_params(recipe, config.seed)), note)
-    state, note = pretraining.go_on(course, state, note, config.look_every, config.save_every)
-    params = jax.tree.map(np.asarray, state.params)
-    wav2vec.save(config.out, recipe.architecture, params, note, config.dtype)
-    finish(config.out, checkpoint.about(config.out, wav2vec.KIND))
+    return course, params or first_params(recipe, config.seed), note
+
+
+def finished(out: str, mine: Mapping[str, Any]) -> bool:
+    """Whether the weights of these settings are there. Raises CallError where others are."""
+    if not hosts.of_first(checkpoint.absolute(out).exists):
+        return False
+    if differing := differences(checkpoint.about(out, wav2vec.KIND).get("settings", {}), mine):
+        raise CallError(f"{out} holds other weights ({differing}): give another --out, or delete it")
+    return True
+
+
+def claim(out: str, claims: ExitStack) -> None:
+    """Keep the folder of states for this process until `claims` closes. A remote disk knows no locks: there it does nothing."""
+    folder = pretraining.under_way(out)
+    if "://" not in str(folder):
+        claims.enter_context(claimed(Path(folder)))
 
 
 def check(config: Config) -> None:

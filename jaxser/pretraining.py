@@ -7,7 +7,7 @@ CPU, where XLA adds in one order; on a GPU with XLA_FLAGS=--xla_gpu_deterministi
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +90,8 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
                 note["since"] = []
                 say(_in_words(note, last, (time.monotonic() - began) / (number - first)))
             if look or save:
-                note["left_out"] |= _of_all_hosts(reader.left_out | looker.left_out)
+                # The first reason stays: one of a part comes again, elsewhere in the file, and after a kill anew.
+                note["left_out"] = _of_all_hosts(looker.left_out | reader.left_out) | note["left_out"]
             if save:
                 _save(course.out, state, note)
     return state, note
@@ -108,7 +109,7 @@ def _finite(metrics: Any, number: int, out: str) -> list[float]:
 
 
 def _kept(out: str) -> str:
-    saved = states.found(_under_way(out))
+    saved = states.found(under_way(out))
     return f"; the last sound state is kept: --initial {saved[-1]} goes on from there" if saved else ""
 
 
@@ -141,20 +142,40 @@ def _in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> s
 
 
 def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-    """The last saved state and its note, or what was given where there is none. Raises CallError for one of other settings."""
-    saved = states.found(_under_way(course.out))
-    _demand_agreement(course.out, note, saved[-1].name if saved else "none")
+    """The last sound state and its note, or what was given where none was saved.
+
+    Raises CallError for one of other settings, and what is wrong with the last one where none is sound.
+    """
+    saved = states.found(under_way(course.out))
+    _demand_agreement(course.out, note, " ".join(path.name for path in saved) or "none")
     if not saved:
         return state, note
-    leaves, found = checkpoint.load(saved[-1], KIND)
+    leaves, found = _last_sound(saved)
     if differing := differences(found["settings"], note["settings"]):
         raise CallError(
-            f"{_under_way(course.out)} is the training of other settings ({differing}): give another --out, or delete it"
+            f"{under_way(course.out)} is the training of other settings ({differing}): give another --out, or delete it"
         )
     state = states.restored(state, leaves)
     say(f"going on after update {found['updates']:,}")
     kept = {name: found[name] for name in ("updates", "hours_heard", "seconds", "curve", "since")}
     return course.learner.place(state), note | kept | {"left_out": note["left_out"] | found["left_out"]}
+
+
+def _last_sound(saved: Sequence[epath.Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    # The same one on all hosts: what one of them cannot read none goes on from.
+    loaded, damage = [], []
+    for folder in reversed(saved):
+        try:
+            hosts.tell(lambda folder=folder: loaded.append(checkpoint.load(folder, KIND)))
+        except (CallError, WorkError) as error:
+            loaded.clear()
+            damage.append((folder, error))
+            continue
+        for damaged, error in damage:
+            say(f"{error}: it goes, for the state before it")
+            hosts.of_first(damaged.rmtree)  # its update comes again and is saved there
+        return loaded[0]
+    raise type(damage[0][1])(f"{damage[0][1]}; without a sound state nothing goes on: delete {saved[-1].parent} to begin anew")
 
 
 def _demand_agreement(out: str, note: Mapping[str, Any], state: str) -> None:
@@ -180,7 +201,7 @@ def initial(weights: str) -> tuple[Architecture, dict[str, Any]]:
 
 def begin(out: str) -> None:
     """Make the folder of states, so that a place that cannot be written is found before any work. Raises OSError."""
-    folder = _under_way(out)
+    folder = under_way(out)
     folder.mkdir(parents=True, exist_ok=True)
     trial = folder / f".trial-{hosts.index()}"
     trial.write_text("")
@@ -189,15 +210,16 @@ def begin(out: str) -> None:
 
 def _save(out: str, state: State, note: Mapping[str, Any]) -> None:
     # Whole or not at all; then those before it go.
-    checkpoint.save(_under_way(out) / f"{note['updates']:08}", KIND, states.named(state), note)
+    checkpoint.save(under_way(out) / f"{note['updates']:08}", KIND, states.named(state), note)
     if hosts.first():
-        states.forget_older(_under_way(out))
+        states.forget_older(under_way(out))
 
 
-def _under_way(out: str) -> epath.Path:
+def under_way(out: str) -> epath.Path:
+    """The folder of states of the training that will write `out`."""
     return checkpoint.absolute(out.rstrip("/") + ".training")
 
 
 def forget(out: str) -> None:
     """Let go of all saved states."""
-    states.forget(_under_way(out))
+    states.forget(under_way(out))

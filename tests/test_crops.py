@@ -1,4 +1,5 @@
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from conftest import write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import audio
+from jaxser import audio, crops
 from jaxser.crops import Plan, Reader
+from jaxser.errors import WorkError
 from jaxser.recordings import Recording, find
 
 RATE = audio.SAMPLE_RATE
@@ -127,3 +129,77 @@ def test_silence_within_a_recording_is_passed_over_and_the_rest_heard(tmp_path: 
     assert {place for place, _ in silent} == {0, 1}
     assert len(heard) == 90 - len(silent)
     assert not reader.left_out
+
+
+def test_of_a_long_recording_only_what_is_damaged_is_not_heard(tmp_path: Path):
+    sound = np.random.default_rng(0).normal(0, 0.1, 80 * RATE).astype(np.float32)
+    sound[20 * RATE : 50 * RATE] = np.nan
+    soundfile.write(tmp_path / "long.wav", sound, RATE, "FLOAT")
+    found = find([tmp_path], 8_000)
+    plan = Plan(found.recordings, RATE, 8 * RATE, 0)
+    reader = Reader(found.recordings, 2)
+    whole = list(reader.read(plan.batches(0, 20), 0))
+    for batch, read in zip(plan.batches(0, 20), whole, strict=True):
+        for crop, count in zip(batch.crops, read.lengths, strict=False):
+            assert bool(count) == (crop.start + crop.samples <= 20 * RATE or crop.start >= 50 * RATE)
+    late = Reader(found.recordings, 1).read(plan.batches(7, 20), 0, first=7)
+    for one, two in zip(whole[7:], late, strict=True):
+        np.testing.assert_array_equal(one.waveforms, two.waveforms)
+    reason = "in part it holds samples that are not finite numbers (NaN or infinity)"
+    assert reader.left_out == {str(tmp_path / "long.wav"): reason}
+
+
+def test_the_reason_is_that_of_the_first_crop_whichever_thread_is_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_tone(tmp_path / "long.flac", 80.0)
+    found = find([tmp_path], 8_000)
+    plan = Plan(found.recordings, RATE, 4 * RATE, 0)
+    batches = plan.epoch(0)[:2]
+    first = batches[0].crops[0].start
+
+    def damaged(_: Path, start: int, samples: int) -> np.ndarray:
+        time.sleep(0.3 * (start == first))
+        raise audio.AudioError(f"bad at {start}")
+
+    monkeypatch.setattr(audio, "load_part", damaged)
+    reader = Reader(found.recordings, 4)
+    list(reader.read(iter(batches), 0))
+    assert reader.left_out == {str(path): f"in part bad at {first}"}
+
+
+@pytest.mark.parametrize(("seconds", "reads"), [(2.0, "load"), (80.0, "load_part")])
+def test_a_file_that_its_disk_does_not_give_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, reads: str
+):
+    path = write_tone(tmp_path / "one.flac", seconds)
+    found = find([tmp_path], 8_000)
+    plan = Plan(found.recordings, RATE, 2 * RATE, 0)
+    (expected, *_) = Reader(found.recordings).read(plan.batches(0, 1), 0)
+    tries, read = itertools.count(1), getattr(audio, reads)
+
+    def away(*given, **named):
+        if next(tries) < 4:
+            raise audio.Unreachable("Input/output error")
+        return read(*given, **named)
+
+    monkeypatch.setattr(audio, reads, away)
+    monkeypatch.setattr(crops, "PAUSES", (0, 0, 0, 0))
+    reader = Reader(found.recordings)
+    (heard, *_) = reader.read(plan.batches(0, 1), 0)
+    assert heard.lengths.any()
+    np.testing.assert_array_equal(heard.waveforms, expected.waveforms)
+    assert not reader.left_out
+    monkeypatch.setattr(crops, "PAUSES", (0,))
+    tries = itertools.count(-10)
+    reader = Reader(found.recordings)
+    with pytest.raises(WorkError, match=rf"{path} could not be read in 2 tries \(Input/output error\): .*the same command"):
+        list(reader.read(plan.batches(0, 1), 0))
+    assert not reader.left_out
+
+
+def test_a_long_recording_without_any_sound_is_counted(tmp_path: Path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(130 * RATE), RATE)
+    found = find([tmp_path], 8_000)
+    plan = Plan(found.recordings, 2 * RATE, 8 * RATE, 0)
+    reader = Reader(found.recordings, 2)
+    assert not any(read.lengths.any() for read in reader.read(plan.epoch(0), 0))
+    assert reader.left_out == {str(tmp_path / "long.wav"): "silent: no part of it holds a sound"}

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from conftest import LITTLE, apart, write_tone
 
-from jaxser import checkpoint, pretrain, pretraining, wav2vec
+from jaxser import checkpoint, pretrain, pretraining, results, wav2vec
 from jaxser.cards import FILE
 from jaxser.errors import CallError, WorkError
 
@@ -180,6 +180,90 @@ def stopped(call: pretrain.Config, monkeypatch: pytest.MonkeyPatch) -> None:
             pretrain.main(call)
 
 
+def test_one_command_at_a_time(speech: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    call = config(speech, tmp_path / "out")
+    keep, refused = pretraining._save, []
+
+    def save_beside_another(*arguments):
+        monkeypatch.setattr(pretraining, "_save", keep)
+        with pytest.raises(WorkError, match=rf"out\.training is being written by process {os.getpid()} of .*: wait for it"):
+            pretrain.main(call)
+        refused.append(True)
+        keep(*arguments)
+
+    monkeypatch.setattr(pretraining, "_save", save_beside_another)
+    pretrain.main(call)
+    assert refused
+    same(finished, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
+
+
+def test_weights_that_another_command_has_just_written_are_printed(
+    speech: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def claimed_late(folder: Path):
+        shutil.copytree(finished, tmp_path / "out")
+        return results.claimed(folder)
+
+    monkeypatch.setattr(pretrain, "claimed", claimed_late)
+    pretrain.main(config(speech, tmp_path / "out"))
+    said = capsys.readouterr()
+    assert said.out.startswith("# wav2vec weights")
+    assert "update" not in said.err
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
+
+
+def harm(state: Path, **changes) -> None:
+    note = state / "about" / "metadata"
+    note.write_text(json.dumps(json.loads(note.read_text()) | changes))
+
+
+def test_a_damaged_state_is_passed_over(
+    speech: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    call = config(speech, tmp_path / "out")
+    stopped(call, monkeypatch)
+    sound, later, last = (Path(f"{call.out}.training/{number:08}") for number in (4, 8, 12))
+    for state in (later, last):
+        shutil.copytree(sound, state)
+    harm(later, digest="0" * 64)
+    harm(last, format="jaxser-0")
+    capsys.readouterr()
+    pretrain.main(call)
+    said = capsys.readouterr().err
+    assert f"{last} is a checkpoint of another version of jaxser" in said
+    assert f"{later} is damaged: its arrays are not those that were written (their sha256 differs): it goes, for the" in said
+    assert "going on after update 4\n" in said
+    same(finished, tmp_path / "out")
+
+
+def test_where_no_state_is_sound_nothing_is_lost(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    call = config(speech, tmp_path / "out")
+    stopped(call, monkeypatch)
+    state = Path(f"{call.out}.training/00000004")
+    harm(state, digest="0" * 64)
+    with pytest.raises(WorkError, match=rf"{state} is damaged: .*: delete {state.parent} to begin anew"):
+        pretrain.main(call)
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
+
+
+def test_cut_short_with_a_damaged_recording_it_ends_with_the_same_bits(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sound = np.random.default_rng(0).normal(0, 0.1, 90 * 16_000).astype(np.float32)
+    sound[20 * 16_000 : 50 * 16_000] = np.nan
+    soundfile.write(tmp_path / "long.wav", sound, 16_000, "FLOAT")
+    calls = [replace(config(speech, tmp_path / name), audio=(speech / "index.csv", tmp_path)) for name in ("whole", "torn")]
+    calls = [replace(call, held_out=0.0) for call in calls]
+    pretrain.main(calls[0])
+    stopped(calls[1], monkeypatch)
+    pretrain.main(calls[1])
+    same(tmp_path / "whole", tmp_path / "torn")
+    notes = [checkpoint.about(tmp_path / name, wav2vec.KIND)["left_out"] for name in ("whole", "torn")]
+    assert notes[0] == notes[1]
+    assert notes[0][str(tmp_path / "long.wav")].startswith("in part it holds samples that are not finite")
+
+
 def test_other_settings_are_refused(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     call = config(speech, tmp_path / "out")
     stopped(call, monkeypatch)
@@ -333,6 +417,24 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     for one, two in zip(note["curve"], other["curve"], strict=True):
         assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], abs=1e-4)
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+
+
+def test_what_is_wrong_on_one_host_is_said_on_both(speech: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number in (0, 1):
+        call = config(speech, tmp_path / "out", coordinator=f"localhost:{port}", processes=2, process=number)
+        call = replace(call, audio=(tmp_path / "nowhere",)) if number else call
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+        processes.append(subprocess.Popen([*COMMAND, *flags(call)], env=environment, **pipes))
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    for text in errors:
+        assert text.endswith(f"jaxser.pretrain: --audio {tmp_path / 'nowhere'}: no such folder or CSV file\n")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_the_command_says_where_it_stands(speech: Path, tmp_path: Path):
