@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxser import corpora, cv, experiments, extract, folds, hosts
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.heads import HEADS
 from jaxser.results import Finished, read_finished
 
@@ -70,7 +70,10 @@ class Work:
         return min(largest)
 
     def train(self, cells: Sequence[cv.Config]) -> list[Finished]:
-        """Train what is not finished, all cells of one head and one kind of features as one program; read all."""
+        """Train what is not finished, all cells of one head and one kind of features as one program; read all.
+
+        Where the work fails for one program, as with runs that diverge, the others are trained before WorkError tells.
+        """
         groups: dict[str, list[experiments.Experiment]] = {}
         said: set[str] = set()
         for cell in cells:
@@ -82,11 +85,19 @@ class Work:
             if not hosts.of_first(lambda one=one: experiments.finished(one)):
                 alike = {n: v for n, v in one.settings.items() if n not in experiments.OF_A_KIND}
                 groups.setdefault(json.dumps(alike, sort_keys=True), []).append(one)
+        failed: list[str] = []
         for number, group in enumerate(groups.values(), 1):
             sizes = ", ".join(str(one.config.train_size or "all") for one in group)
             what = f"{group[0].config.head} on {' + '.join(f.extractor.name for f in group[0].features)}"
             hosts.say(f"{number} of {len(groups)}: {what}, {sizes} examples")
-            experiments.run(group, time.monotonic())
+            try:
+                experiments.run(group, time.monotonic())
+            except WorkError as error:
+                if not hosts.alike(error):
+                    raise
+                failed.append(str(error))
+        if failed:
+            raise WorkError("; ".join(failed))
         return [read_finished(cell.out) for cell in cells]
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
 from jaxser import devices, program, states, streams, train, turns
-from jaxser.hosts import say
+from jaxser.hosts import check_others, say
 from jaxser.rooms import rooms_of
 from jaxser.standards import Standard
 from jaxser.store import Frames
@@ -133,6 +133,7 @@ def train_runs(
 
             about = {"updates": done.tolist(), "parallel": parallel, "done": bool(done.sum() == sum(lengths))}
             save(int(done.sum()), arrays, about)
+            check_others()
     params = resting.changing[0]
     return Trained(
         params=params,

@@ -2,7 +2,8 @@
 
 What they tell each other waits at a barrier of jax's coordination service, for as long as all are alive; the exchange itself
 comes after it, for gloo, which carries it between CPUs, gives up after half a minute. What goes wrong on one host is told in
-place of its answer and ends all. With one process nothing of this is touched: it is the first, and alone.
+place of its answer and ends all; since the others may be hours from there, it is said and noted at once. With one process
+nothing of this is touched: it is the first, and alone.
 """
 
 import atexit
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
+from jax._src import distributed  # no public place leads to the notes of the coordination service
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
@@ -128,10 +130,11 @@ def share(things: Sequence[Thing]) -> Sequence[Thing]:
     return things[index() :: count()]
 
 
-def tell(work: Callable[[], Any]) -> list[Any]:
+def tell(work: Callable[[], Any], awaited: bool = False) -> list[Any]:
     """Do work, each host its own, and give what came of it on all of them, in their order: plain data, as JSON gives it back.
 
-    Raises, on every host, what went wrong on the first of those on which something did.
+    Raises, on every host, what went wrong on the first of those on which something did. That host says so at once and leaves
+    a note for `check_others`, unless the others do nothing but wait for it (`awaited`).
     """
     if count() == 1:
         return [work()]
@@ -140,7 +143,29 @@ def tell(work: Callable[[], Any]) -> list[Any]:
         value = work()
     except Exception as found:
         error = found
-    return [value for value, _ in _told(error, value)]
+        if not awaited and not hasattr(error, "told"):
+            _warn(error)
+    return [value for value, _ in _told(error, value, awaited=awaited)]
+
+
+def check_others() -> None:
+    """Raise what has gone wrong on another host, which then waits in `tell`: for the midst of long work in it."""
+    if count() == 1:
+        return
+    try:
+        notes = distributed.global_state.client.key_value_dir_get(_notes())
+    except (RuntimeError, ValueError) as error:
+        _leave(str(error))
+    if notes:
+        raise _as_told(_from_words(*json.loads(notes[0][1])))
+
+
+def alike(error: Exception) -> bool:
+    """Whether every host has this error from work done for all of them (`of_first`), and so may go on to other work.
+
+    Not where one has failed at its own share, or has a bug or a full disk.
+    """
+    return count() == 1 or getattr(error, "alike", False)
 
 
 def barrier() -> None:
@@ -150,7 +175,7 @@ def barrier() -> None:
 
 def of_first(work: Callable[[], Any]) -> Any:
     """What came of work that the first host alone does, as plain data."""
-    return tell(lambda: work() if first() else None)[0]
+    return tell(lambda: work() if first() else None, awaited=True)[0]
 
 
 def after_first(work: Callable[[], Thing]) -> Thing:
@@ -159,7 +184,7 @@ def after_first(work: Callable[[], Thing]) -> Thing:
         return work()
     done: list[Thing] = []
     for mine in (first(), not first()):
-        tell(lambda mine=mine: done.append(work()) if mine else None)
+        tell(lambda mine=mine: done.append(work()) if mine else None, awaited=True)
     return done[0]
 
 
@@ -184,7 +209,7 @@ def arrays_of_all(arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     return every
 
 
-def _told(error: Exception | None, value: Any = None, content: bytes = b"") -> list[tuple[Any, bytes]]:
+def _told(error: Exception | None, value: Any = None, content: bytes = b"", awaited: bool = False) -> list[tuple[Any, bytes]]:
     # Of every host its value and its bytes. Where one has an error, that is raised on all of them.
     head = json.dumps({"wrong": _in_words(error) if error else None, "value": value}).encode()
     heads, contents = [], []
@@ -195,33 +220,51 @@ def _told(error: Exception | None, value: Any = None, content: bytes = b"") -> l
     if error is not None and not isinstance(error, (CallError, WorkError, OSError)):
         raise _as_told(error)  # a bug of ours keeps its traceback
     if wrong := [head["wrong"] for head in heads if head["wrong"]]:
-        kind, text = wrong[0]
-        raise _as_told(CallError(text) if kind == "CallError" else WorkError(text)) from error
+        alike = awaited and all(kind == "WorkError" for kind, _ in wrong)
+        raise _as_told(_from_words(*wrong[0]), alike) from error
     return [(head["value"], content) for head, content in zip(heads, contents, strict=True)]
 
 
 def _in_words(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError):
-        return "WorkError", f"{error.filename or 'disk'}: {error.strerror or error}"
+        return "OSError", f"{error.filename or 'disk'}: {error.strerror or error}"
     if isinstance(error, (CallError, WorkError)):
         return type(error).__name__, str(error)
-    return "WorkError", f"host {index()} failed: {type(error).__name__}: {error}"
+    return "bug", f"host {index()} failed: {type(error).__name__}: {error}"
 
 
-def _as_told(error: Exception) -> Exception:
-    # Whoever catches it knows that the others have it too.
-    error.told = True
+def _from_words(kind: str, text: str) -> CallError | WorkError:
+    return CallError(text) if kind == "CallError" else WorkError(text)
+
+
+def _as_told(error: Exception, alike: bool = False) -> Exception:
+    # Whoever catches it knows that the others have been told too.
+    error.told, error.alike = True, alike
     return error
 
 
-_numbers = itertools.count()
-"""Of barriers: they want names of their own, and all hosts come to all of them in one order."""
+def _warn(error: Exception) -> None:
+    words = _in_words(error)
+    print(f"jaxser: {' '.join(words[1].split())} (told to the other hosts)", file=sys.stderr, flush=True)
+    with suppress(RuntimeError, ValueError):  # where a host is lost the exchange says so
+        distributed.global_state.client.key_value_set(f"{_notes()}{index()}", json.dumps(words))
+
+
+def _notes() -> str:
+    # A place of its own for each exchange: what went wrong before one is no news after it.
+    return f"jaxser-wrong-{_exchanges}/"
+
+
+_exchanges = 0
+"""How many there were: barriers want names of their own, and all hosts come to all of them in one order."""
 
 
 def _exchanged(message: bytes) -> list[bytes]:
     # The bytes of every host.
+    global _exchanges
     try:
-        ocp.multihost.get_barrier_sync_fn()(key=f"jaxser-{next(_numbers)}", timeout_ms=FOR_EVER)
+        ocp.multihost.get_barrier_sync_fn()(key=f"jaxser-{_exchanges}", timeout_ms=FOR_EVER)
+        _exchanges += 1
         length = np.frombuffer(len(message).to_bytes(8, "big"), np.uint8)
         lengths = [int.from_bytes(row.tobytes(), "big") for row in multihost_utils.process_allgather(length)]
         mine, found = np.frombuffer(message, np.uint8), [bytearray() for _ in lengths]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from jaxser import cv, extract, extract_lld, hosts, models, paper
 from jaxser.devices import dealt
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.report import table as printed_table
 from jaxser.store import load_frames
 from jaxser.turns import course_of, places_for, seatings
@@ -29,7 +30,8 @@ TABLES = ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv")
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from jaxser import command, cv, ensemble, extract, extract_lld, extractor, hosts
+from dataclasses import replace
+from jaxser import cells, command, cv, ensemble, extract, extract_lld, extractor, heads, hosts
 from jaxser.errors import WorkError
 extract_lld.PART = 8  # so that a small corpus has several
 extractor.PATIENCE = 0.0
@@ -47,6 +49,23 @@ if os.environ.get("FAILS") == me:
     def train_runs(model, tx, inputs, labels, runs, *rest, **more):
         raise WorkError(f"the loss of seed {runs[0].seed}, fold {runs[0].fold} is nan")
     ensemble.train_runs = train_runs
+if os.environ.get("BUSY") == me:
+    train_when_let = ensemble.train_runs
+    def train_runs(*given, **more):
+        began = time.monotonic()
+        while not os.path.exists(os.environ["WRITTEN"] + "let"):
+            if time.monotonic() > began + 40:
+                os._exit(3)
+            time.sleep(0.1)
+        return train_when_let(*given, **more)
+    ensemble.train_runs = train_runs
+if os.environ.get("DIVERGES") == me:
+    train_all = ensemble.train_runs
+    def train_runs(model, *rest, **more):
+        found = train_all(model, *rest, **more)
+        mean = type(model) is type(heads.HEADS["mean"].module(2, 0.0))
+        return replace(found, losses=[loss * float("nan") for loss in found.losses]) if mean else found
+    ensemble.train_runs = train_runs
 if os.environ.get("INTERRUPTED") == me:
     to_keep, saved = ensemble._to_keep, []
     def _to_keep(*work):
@@ -57,6 +76,13 @@ if os.environ.get("INTERRUPTED") == me:
     ensemble._to_keep = _to_keep
 """
 RUN = {name: f"command.run_command('jaxser.{name}', {name}.Config, {name}.main)\n" for name in ("cv", "extract")}
+RUN["cells"] = """
+def main(config):
+    with hosts.joined(config):
+        work = cells.Work(config, extract.open_corpus(config))
+        work.train([cv.resolve(replace(config, head=head, out=config.out / head)) for head in ("mean", "mlp")])
+command.run_command("cells", cv.Config, main)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +102,15 @@ def config(home: Path, cache: Path, **changes) -> cv.Config:
 
 
 def flags_of(of: extract.Config, command: str) -> list[str]:
-    known = {"cv": cv.Config, "extract": extract.Config}[command].__dataclass_fields__
+    known = {"cv": cv.Config, "cells": cv.Config, "extract": extract.Config}[command].__dataclass_fields__
     given = {name: value for name, value in vars(of).items() if name in known and value != known[name].default}
     words = (["--" + name.replace("_", "-"), *([] if value is True else [str(value)])] for name, value in given.items())
     return [word for some in words for word in some]
 
 
-def on_two(
+def started(
     of: extract.Config, command: str, place: Path, changes: tuple[dict, dict] = ({}, {}), **environment: str
-) -> list[subprocess.CompletedProcess[str]]:
+) -> list[subprocess.Popen[str]]:
     """The command on two hosts of two devices each, with each one's `changes`; what each wrote into the store is noted in
     `place`."""
     with socket.socket() as free:
@@ -99,12 +125,22 @@ def on_two(
         call = [sys.executable, "-c", PROGRAM + RUN[command], *flags_of(one, command), *joined]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(call, env=known, **pipes))
+    return processes
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """How they ended, with what they wrote that was not yet read."""
     try:
         outputs = [process.communicate(timeout=120) for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [subprocess.CompletedProcess([], p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def on_two(*given, **more) -> list[subprocess.CompletedProcess[str]]:
+    """What `started` began, when it has ended."""
+    return ended(started(*given, **more))
 
 
 def written(place: Path, number: int) -> list[str]:
@@ -166,12 +202,58 @@ def test_a_host_that_is_killed_ends_the_others_and_the_same_command_goes_on(home
     assert (one.x[every] == two.x[every]).all()
 
 
-def test_an_error_on_one_host_ends_both_with_its_line(home: Path, tmp_path: Path):
-    ends = on_two(config(home, home / "cache", out=tmp_path / "run"), "cv", tmp_path, FAILS="1")
+def test_an_error_on_one_host_is_said_there_at_once_and_ends_both_with_its_line(home: Path, tmp_path: Path):
+    # The other is busy, and has hours of training before it when it next looks at the losses.
+    long = config(home, home / "cache", out=tmp_path / "run", updates=3_000_000)
+    both = started(long, "cv", tmp_path, FAILS="1", BUSY="0")
+    assert both[1].stderr.readline() == "jaxser: the loss of seed 0, fold 1 is nan (told to the other hosts)\n"
+    assert [process.poll() for process in both] == [None, None]
+    (tmp_path / "written-let").touch()
+    ends = ended(both)
     assert [end.returncode for end in ends] == [1, 1], ends
     assert [end.stderr for end in ends] == ["jaxser.cv: the loss of seed 0, fold 1 is nan\n"] * 2
     assert [end.stdout for end in ends] == ["", ""]
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_runs_that_diverge_on_one_host_leave_the_other_cells_to_both(home: Path, tmp_path: Path):
+    ends = on_two(config(home, home / "cache", out=tmp_path / "runs", updates=6), "cells", tmp_path, DIVERGES="1")
+    assert [end.returncode for end in ends] == [1, 1], ends
+    assert {end.stderr.splitlines()[-1].partition(" is no finite number")[0] for end in ends} == {
+        "cells: the loss of seed 0, fold 1"
+    }
+    assert [(tmp_path / "runs" / head / "summary.json").exists() for head in ("mean", "mlp")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("errors", "awaited", "alike"),
+    [
+        ((WorkError("nan"), None), True, True),
+        ((WorkError("nan"), None), False, False),  # at its own share
+        ((WorkError("nan"), WorkError("nan")), True, True),
+        ((CallError("flag"), WorkError("nan")), True, False),
+        ((None, TypeError("bug")), True, False),
+        ((WorkError("nan"), TypeError("bug")), True, False),
+        ((OSError(28, "No space left"), None), True, False),
+    ],
+)
+def test_only_what_every_host_raises_in_the_same_way_is_alike(
+    errors: tuple, awaited: bool, alike: bool, monkeypatch: pytest.MonkeyPatch
+):
+    # Each host in its turn, once to hear what it says and once to hear both.
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "index", lambda: 0)
+    said: list[bytes] = []
+    monkeypatch.setattr(hosts, "_exchanged", lambda message: said.append(message) or [message])
+    for error in errors:
+        with suppress(Exception):
+            hosts._told(error, awaited=awaited)
+    assert len(said) == 2
+    monkeypatch.setattr(hosts, "_exchanged", lambda message: said)
+    for error in errors:
+        with pytest.raises((CallError, WorkError, TypeError)) as raised:
+            hosts._told(error, awaited=awaited)
+        assert hosts.alike(raised.value) == alike
 
 
 def test_hosts_that_were_told_different_things_do_not_begin(home: Path, tmp_path: Path):
@@ -239,6 +321,8 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch):
     assert hosts.of_first(lambda: 3) == hosts.after_first(lambda: 3) == 3
     hosts.demand_agreement([1], "no")
     hosts.barrier()
+    hosts.check_others()
+    assert hosts.alike(WorkError("the loss is nan"))
 
 
 def test_two_hosts_go_on_and_keep_a_model(home: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import tyro
 from conftest import demand_well_formed, write_table
 
 from jaxser import cells, cv, experiments, paper, tables
-from jaxser.command import command_line, settings_of
+from jaxser.command import command_line, run_command, settings_of
 from jaxser.errors import CallError
 from jaxser.files import read_csv
 
@@ -83,6 +84,38 @@ def test_table_1(home: Path, programs: list[int], capsys: pytest.CaptureFixture[
     assert programs == [2 * 3]
     assert (out / "cells.csv").read_bytes() == before
     assert capsys.readouterr().out == printed
+
+
+def test_a_cell_that_diverges_leaves_the_others_their_training(
+    home: Path, tmp_path: Path, programs: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    heads = {head: tables.published.TABLE_1[head] for head in ("mean", "mlp")}
+    monkeypatch.setattr(tables.published, "TABLE_1", heads)
+    call = config(home, table=1, control="none", runs=tmp_path / "runs")
+    train = experiments.ensemble.train_runs
+    of_cell = type(experiments.HEADS["mean"].module(2, 0.0))
+
+    def spoiling(model, tx, inputs, *rest, **more):
+        found = train(model, tx, inputs, *rest, **more)
+        if type(model) is of_cell and inputs[0].x.shape[-1] == 34:
+            return replace(found, losses=[loss * np.nan for loss in found.losses])
+        return found
+
+    monkeypatch.setattr(experiments.ensemble, "train_runs", spoiling)
+    monkeypatch.setattr(sys, "argv", ["paper", "--table", "1"])
+    for trained in ([6] * 4, [6]):  # the second time only what failed
+        programs.clear()
+        with pytest.raises(SystemExit) as end:
+            run_command("jaxser.paper", paper.Config, lambda _: paper.main(call))
+        assert end.value.code == 1
+        assert programs == trained
+        size = {"train_size": 32, "head": "mean", "features": "lld"}
+        lost = cells.cell_config(paper.resolve(call), **size).out
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"jaxser.paper: no run of {lost} has a finite loss from update 1 on")
+        folders = {path.parent for path in (tmp_path / "runs").glob("*/config.json")}
+        assert {path for path in folders if not (path / "summary.json").exists()} == {lost}
+        assert len(folders) == 4
 
 
 def test_figure_2_is_one_program_a_kind_of_features_and_its_cells_are_cvs_own(
