@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -23,6 +24,9 @@ import tyro
 from jaxser.errors import CallError
 
 Config = TypeVar("Config")
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may take of memory and of the cores' time."""
 
 
 class _CtrlC:
@@ -72,13 +76,17 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     """Read `config` from the command line and call `main` with it.
 
     Exits with 2 where the call is wrong, with 1 where the work failed, with 130 at Ctrl-C; the message is one line on stderr.
-    An exception that is none of ours is a bug and keeps its traceback.
+    An exception that is none of ours is a bug and keeps its traceback. A configuration whose `keeps` is false has nothing to go
+    on with.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     _CtrlC.listen()
+    goes_on = ""
     try:
-        main(tyro.cli(config, prog=f"python -m {name}"))
+        given = tyro.cli(config, prog=f"python -m {name}")
+        goes_on = "what is done is kept, the same command goes on" if getattr(given, "keeps", True) else ""
+        main(given)
         sys.stdout.flush()  # what cannot be written is told below
     except CallError as error:
         _leave(name, str(error), 2)
@@ -98,9 +106,9 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        _leave(name, f"out of memory: {_smaller(config)}; the same command then goes on from what is done", 1)
+        _leave(name, "; ".join(filter(None, (f"out of memory: {_smaller(config)}", goes_on))), 1)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; what is done is kept, the same command goes on", file=sys.stderr, flush=True)
+        print("; ".join(filter(None, (f"{name}: interrupted", goes_on))), file=sys.stderr, flush=True)
     else:
         return
     # Only Ctrl-C comes here. An ordinary exit takes away what XLA's threads still compute on, and can end in a crash; the
@@ -149,7 +157,17 @@ def demand_at_least(config: Any, least: Mapping[str, int]) -> None:
 
 def workers(jobs: int = 0) -> int:
     """How many work at something where --jobs says so; 0: one for each core that this process may use."""
-    return jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    return jobs or _cores()
+
+
+def _cores() -> int:
+    # A container may see all cores and have no more than some of their time.
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    try:
+        quota, period = map(int, (CGROUP / "cpu.max").read_text().split())
+        return max(1, min(cores, math.ceil(quota / period)))
+    except (OSError, ValueError):  # no such limit
+        return cores
 
 
 def settings_of(config: Any, left_out: Sequence[str]) -> dict[str, Any]:

@@ -12,12 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxser.command import workers
+from jaxser.command import CGROUP, workers
 from jaxser.digests import text_digest
 from jaxser.store import ALIGNMENT, aligned
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may take of memory."""
 
 MOST_CORES = 4
 """So many devices of a CPU share a batch of files at the most: a batch has a row for each of them, and their products use the

@@ -56,6 +56,11 @@ class Config:
     cache: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: the user's cache folder)")] = user_cache_path("jaxser")
     """Where compiled programs are kept."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is done is there for the same command to go on with."""
+        return self.out is not None
+
 
 def main(config: Config) -> None:
     """The whole command. Labels go to stdout or to --out, everything else to stderr."""
