@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from tqdm import tqdm
@@ -100,7 +101,7 @@ def _in_turn(pool: Executor, one: Callable[[Task], Entry], tasks: Sequence[Task]
     waiting: deque[Future[Entry]] = deque()
     try:
         for task in tasks:
-            with _no_ctrl_c():
+            with _no_ctrl_c(), _without_main():  # of a spawning pool, only `submit` starts processes
                 waiting.append(pool.submit(one, task))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
@@ -121,6 +122,24 @@ def _no_ctrl_c() -> Iterator[None]:
     finally:
         if blocked:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_HIDDEN = Lock()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    # A spawned process runs the module of the command again before anything else, and that loads jax and all that trains.
+    # Where the main module seems to come from nowhere, it has nothing to run. One thread at a time, or a second one would
+    # take what the first has hidden for how it was.
+    with _HIDDEN:
+        here = vars(sys.modules["__main__"])
+        kept = {name: here[name] for name in ("__spec__", "__file__") if name in here}
+        here.update(dict.fromkeys(kept))
+        try:
+            yield
+        finally:
+            here.update(kept)
 
 
 def _end_with(parent: int) -> None:

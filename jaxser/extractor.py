@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxser import hosts
 from jaxser.corpora import Utterance
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.store import Entry, Store, open_store, write_part
 
 Task = tuple[str, Any]
@@ -83,6 +83,7 @@ def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: 
         with ThreadPoolExecutor(1, thread_name_prefix="store") as writer:
             written = None
             for part in extractor.compute(mine, jobs, hosts.first()):
+                hosts.check_others()
                 unread += [entry.content for entry in part if entry.passing]
                 if written:
                     written.result()
@@ -111,8 +112,10 @@ def _reopened(cache: Path, extractor: Extractor, added: Sequence[str]) -> Store:
     while True:
         store = open_store(cache, extractor.settings)
         absent = sum(not _settled(store, content) for content in added)
-        if hosts.count() == 1 or not absent:
+        if not absent:
             return store
+        if hosts.count() == 1:
+            raise WorkError(f"{absent} of {len(added)} features just written are not whole in {store.folder}: run again")
         if time.monotonic() - began > PATIENCE:
             raise CallError(f"{absent} of {len(added)} new features, by other hosts, are not in {store.folder}: {SHARED_DISK}")
         time.sleep(1.0)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any, BinaryIO
 def begun(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of the one at `path` when the block has ended well.
 
-    Until then it is a hidden file beside it, named after this process. An OSError names `path`.
+    Until then it is a hidden file beside it, named after this process, and at random. An OSError names `path`.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two containers that share a disk may each have a process of that number.
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with part.open("wb") as file:
             yield file

@@ -4,19 +4,19 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import write_tone
 
-from jaxser import audio, corpora, extract, extract_lld, extractor, lld
+from jaxser import audio, corpora, digests, extract, extract_lld, extractor, lld
 from jaxser.errors import WorkError
 from jaxser.store import load_frames
 
@@ -168,6 +168,52 @@ OTHERS_AT_ONCE = "from jaxser import extract_lld; extract_lld.ALONE = 0; "
 COMMAND = "from jaxser import command, cv; command.run_command('jaxser.cv', cv.Config, cv.main)"
 
 
+WATCHED = """
+import multiprocessing, os, sys
+from pathlib import Path
+from jaxser import extract_lld
+compute = extract_lld._lld_of
+def watched(task, settings):
+    entry = compute(task, settings)
+    Path("loaded", f"{multiprocessing.current_process().name}.{os.getpid()}").write_text(" ".join(sys.modules))
+    return entry
+"""
+IN_WATCHED_ONES = "extract_lld._lld_of = __import__('watched').watched; "
+
+
+def test_other_processes_load_nothing_of_the_command(table: Path, tmp_path: Path):
+    (tmp_path / "watched.py").write_text(WATCHED)
+    (tmp_path / "loaded").mkdir()
+    as_command = "import runpy; runpy.run_module('jaxser.extract', run_name='__main__', alter_sys=True)"  # what python -m does
+    flags = ["--corpus", "csv", "--root", table, "--features", "lld", "--cache", tmp_path / "cache", "--jobs", "2"]
+    line = [sys.executable, "-c", OTHERS_AT_ONCE + IN_WATCHED_ONES + as_command, *map(str, flags)]
+    subprocess.run(line, check=True, cwd=tmp_path, timeout=120)
+    loaded = {path.name: set(path.read_text().split()) for path in (tmp_path / "loaded").iterdir()}
+    assert loaded
+    for name, modules in loaded.items():
+        assert name.startswith("SpawnProcess")
+        assert "jaxser.extract_lld" in modules
+        assert not modules & {"jax", "flax", "optax", "jaxser.extract"}
+
+
+@pytest.mark.parametrize("there", [{"__spec__": 1, "__file__": "a.py"}, {"__spec__": None}], ids=["a file", "no file"])
+def test_the_main_module_is_as_before_also_where_no_process_could_start(monkeypatch: pytest.MonkeyPatch, there: dict):
+    main, seen = ModuleType("__main__"), []
+    vars(main).update(there)
+    before = dict(vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+    class Pool(Executor):
+        def submit(self, *work):
+            seen.append((main.__spec__, getattr(main, "__file__", None)))
+            raise OSError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(OSError, match="unavailable"):
+        list(extract_lld._in_turn(Pool(), extract_lld._lld_of, [("a", Path("a.wav"))]))
+    assert seen == [(None, None)]
+    assert vars(main) == before
+
+
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("delay", "before"), [(0.1, ""), (0.9, ""), (0.3, OTHERS_AT_ONCE), (1.5, OTHERS_AT_ONCE), (2.2, OTHERS_AT_ONCE)]
@@ -224,6 +270,29 @@ def test_a_worker_that_dies_ends_the_work_and_not_the_waiting(tmp_path: Path, bu
         Thread(target=kill_one).start()
         with pytest.raises(WorkError, match="a worker process died"):
             list(entries)
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_what_was_written_and_is_not_there_is_told(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str):
+    (tmp_path / "audio/s0-low-0.wav").write_text("this is no audio")  # has a reason of its own
+    (tmp_path / "audio/s0-low-1.wav").unlink()
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    write = extractor.write_part
+
+    def writes(store, part):
+        write(store, part)
+        if any(entry.content == last for entry in part):
+            (frames,) = (path for path in store.folder.glob("*.npy") if path not in there)
+            frames.unlink() if harm == "gone" else frames.write_bytes(frames.read_bytes()[:-1])
+        there.update(store.folder.glob("*.npy"))
+
+    there, last = set(), digests.file_digest(tmp_path / "audio/s5-high-3.wav")
+    with monkeypatch.context() as harmed:
+        harmed.setattr(extractor, "write_part", writes)
+        with pytest.raises(WorkError, match=r"^7 of 47 features just written are not whole in .*/lld-\w+: run again$"):
+            run(table, tmp_path / "cache")
+    _, _, contents, left_out = run(table, tmp_path / "cache")
+    assert (len(contents), len(left_out)) == (46, 2)
 
 
 def test_nothing_usable(tmp_path: Path):

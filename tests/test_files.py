@@ -34,6 +34,18 @@ def test_what_is_no_content_spoils_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_writers_of_one_number_do_not_meet(tmp_path: Path):
+    # As in two containers that share a disk and each count their processes from 1.
+    path = tmp_path / "a"
+    with files.begun(path) as one:
+        one.write(b"one")
+        with files.begun(path) as two:
+            two.write(b"two")
+        assert path.read_bytes() == b"two"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("old", [b"old", None])
 def test_a_full_disk_spoils_nothing_and_is_named(tmp_path: Path, old: bytes | None):
     path = tmp_path / "a"

@@ -7,6 +7,7 @@ import pytest
 
 from jaxser import results
 from jaxser.errors import CallError
+from jaxser.files import begun
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, None])
@@ -25,3 +26,10 @@ def test_folder_of_another_configuration(tmp_path: Path):
         results.finished_summary(tmp_path / "new", {"head": "mean"})
     (tmp_path / "new" / "summary.json").write_text(json.dumps({"ua_mean": 0.5}))
     assert results.finished_summary(tmp_path / "new", {"head": "mlp"}) == {"ua_mean": 0.5}
+
+
+def test_what_a_killed_command_had_not_finished_goes(tmp_path: Path):
+    killed = begun(tmp_path / "scores.csv")
+    left = Path(killed.__enter__().name)
+    with results.claimed(tmp_path):
+        assert not left.exists()
