@@ -143,5 +143,5 @@ def test_the_benchmarks_two_trainings_are_one(name: str):
         state = train.State(params, tx.init(params), jax.random.key(0), jnp.zeros((), jnp.int32))
         _, losses = jax.jit(partial(train.advance, module, tx))(inputs, labels, standards, state, plan)
         theirs = torch_loop.standardised(jax.tree.map(np.asarray, inputs), standards)
-        learner = torch_loop.Learner(twin, torch.optim.Adam(twin.parameters(), 1e-2), theirs, labels)
+        learner = torch_loop.Learner(twin, torch.optim.Adam(twin.parameters(), 1e-2), theirs, torch.from_numpy(labels).long())
         compare(f"losses of {name}", {"losses": losses}, {"losses": np.array(torch_loop.advance(learner, plan))}, 1e-9)
