@@ -12,7 +12,7 @@ import torch
 from benchmarks import torch_twins
 from benchmarks.timing import take_turns
 from convert.wav2vec import port_wav2vec
-from jaxser import audio, wav2vec
+from jaxser import audio, devices, wav2vec
 from jaxser.architecture import LARGE, Architecture
 
 CLIP_SECONDS = 5
@@ -48,7 +48,8 @@ def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dty
         encoder = wav2vec.make_encoder(LARGE, our_params(model), dtype)
         if system == "jaxser direct":
             plain = wav2vec.Wav2Vec(LARGE, jnp.dtype(dtype))
-            encoder = wav2vec.Encoder(LARGE, jax.device_put(our_params(model)), "", dtype, plain, encoder.mesh)
+            params = devices.on_all(our_params(model), encoder.mesh)
+            encoder = wav2vec.Encoder(LARGE, params, "", dtype, plain, encoder.mesh)
         placed = waveforms if jax.default_backend() == "cpu" else jax.device_put(waveforms)  # as torch's are
 
         def ours() -> Any:
