@@ -1,8 +1,8 @@
 """wav2vec features of many files: decoded ahead by threads, sorted by length into batches, shared out among devices.
 
 Files go longest first, in parts that depend on nothing but the files: the same work makes the same parts, also when it is
-cut short and goes on. Each file is padded to one of a few lengths, whatever its company, so that little is compiled, little
-is padded, and its features keep their bits.
+cut short and goes on. Each file is padded to one of a few lengths, so that little is compiled and little is padded. Its
+neighbours in a batch move its features by rounding alone (1e-6).
 """
 
 import hashlib
@@ -28,7 +28,6 @@ Task = tuple[str, audio.Source]
 
 REFERENCE = round(audio.MAX_SECONDS * audio.SAMPLE_RATE)
 """One of the padded lengths, in samples; the others follow from it. The default crop fills it exactly."""
-
 
 UNKNOWN = 1_600
 """Samples of a file whose header promises less, or nothing."""
