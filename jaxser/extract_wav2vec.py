@@ -226,7 +226,8 @@ def _encode(
         features, frames = np.asarray(features), np.asarray(frames)
         for row, clip in enumerate(batch):
             seconds = len(clip.waveform) / audio.SAMPLE_RATE
-            entries[clip.content] = Entry(clip.content, features[row, : frames[row]].copy(), clip.sound, seconds)
+            # Not copied: the padding of their batch stays in memory until they are written.
+            entries[clip.content] = Entry(clip.content, features[row, : frames[row]], clip.sound, seconds)
             bar.update(seconds)
 
     under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()

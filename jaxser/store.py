@@ -5,6 +5,7 @@ end and a JSON file that says which content (sha256 of an audio file, or of a te
 last and under its final name only when whole, so a part is there or it is not, whatever kills the writer.
 """
 
+import io
 import json
 import math
 import time
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,13 +157,14 @@ def write_part(store: Store, entries: Sequence[Entry]) -> None:
         of_text = [list(entry.words), entry.cut] if entry.words else []
         rows[entry.content] = [place, len(entry.frames), entry.audio, round(entry.seconds, 6), *of_text]
         place += len(entry.frames)
-    part = store.folder / f"{name}.npy"
-    with begun(part) as file:
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (place, store.width)}
-        np.lib.format.write_array_header_1_0(file, shape)
-        for entry in good:  # one by one: a part is never in memory twice
-            file.write(np.ascontiguousarray(entry.frames, "<f4").data)
-    checksum = _checksum(part)
+    header, checksum = io.BytesIO(), 0
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (place, store.width)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with begun(store.folder / f"{name}.npy") as file:
+        # One by one: a part is never in memory twice, nor read again for its checksum.
+        for some in chain([header.getbuffer()], (np.ascontiguousarray(entry.frames, "<f4") for entry in good)):
+            checksum = zlib.crc32(some, checksum)
+            file.write(some)
     failed = {e.content: e.reason for e in entries if e.frames is None and not e.passing}
     write_json(store.folder / f"{name}.json", {"crc32": checksum, "rows": rows, "failed": failed})
 
