@@ -14,6 +14,8 @@ from scipy import special
 BINS = 15
 """Of equal width, as in Guo et al."""
 
+DRAWS = 200
+
 COLDEST, HOTTEST = 0.02, 50.0
 """Temperatures that are looked at: heads that make no mistake would want 0, and useless ones infinity."""
 
@@ -57,7 +59,7 @@ class Reliability:
 def reliability(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Reliability:
     """How sure these predictions are, and how often right."""
     sure, right = probabilities.max(-1), probabilities.argmax(-1) == labels
-    place = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # bins are open below, as in Guo et al.
+    place = _bins(sure)
     count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
         confidence, accuracy = (np.bincount(place, of, BINS) / count for of in (sure, right))
@@ -79,7 +81,10 @@ class Calibration:
     """With each fold's own temperature."""
     before_interval: tuple[float, float] | None
     after_interval: tuple[float, float] | None
-    """95 % of the expected calibration errors, over speakers; None with fewer than three."""
+    """95 % of the expected calibration errors of as many utterances, over speakers; None with fewer than three."""
+    by_chance: float
+    """The expected calibration error that the calibrated probabilities would have if each were true: bins of few predictions
+    are never right exactly as often as they are sure."""
 
 
 def of_folds(
@@ -99,21 +104,39 @@ def of_folds(
         whole = reliability(probabilities.reshape(-1, classes), np.tile(labels, seeds))
         found.append((whole, _interval(probabilities, labels, units, whole.error)))
     (before, before_interval), (after, after_interval) = found
-    return Calibration(by_fold, fitted(np.ones(len(labels), bool)), before, after, before_interval, after_interval)
+    overall, by_chance = fitted(np.ones(len(labels), bool)), error_by_chance(softmax(cooled))
+    return Calibration(by_fold, overall, before, after, before_interval, after_interval, by_chance)
+
+
+def error_by_chance(probabilities: Float64[np.ndarray, "seeds n c"]) -> float:
+    """The mean expected calibration error where every probability is true, by DRAWS draws of which predictions are right: one
+    number an utterance for all seeds, which tend to be right about the same ones."""
+    sure, random = probabilities.max(-1), np.random.default_rng(0)
+    place = _bins(sure).ravel()
+    errors = []
+    for _ in range(DRAWS):
+        right = random.random(sure.shape[1]) < sure
+        errors.append(np.abs(np.bincount(place, (sure - right).ravel(), BINS)).sum() / sure.size)
+    return float(np.mean(errors))
+
+
+def _bins(sure: Float[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
+    return np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # they are open below, as in Guo et al.
 
 
 def _interval(
     probabilities: Float64[np.ndarray, "seeds n c"], labels: Int[np.ndarray, " n"], units: list[str], error: float
 ) -> tuple[float, float] | None:
-    # A delete-one jackknife over speakers, Student's t.
+    # A delete-one jackknife over speakers, Student's t. An error is a sum over bins of how much surer than right predictions
+    # are together: each speaker's part of those sums is all that is needed.
     names, unit = np.unique(np.asarray(units), return_inverse=True)
-    count, (seeds, _, classes) = len(names), probabilities.shape
+    count, (seeds, n, _) = len(names), probabilities.shape
     if count < 3:
         return None
-    without = [
-        reliability(probabilities[:, unit != i].reshape(-1, classes), np.tile(labels[unit != i], seeds)).error
-        for i in range(count)
-    ]
-    deviation = np.sqrt((count - 1) / count * ((np.array(without) - np.mean(without)) ** 2).sum())
+    sure = probabilities.max(-1)
+    surer = np.zeros((count, BINS))
+    np.add.at(surer, (np.broadcast_to(unit, sure.shape), _bins(sure)), sure - (probabilities.argmax(-1) == labels))
+    without = np.abs(surer.sum(0) - surer).sum(1) / (seeds * (n - np.bincount(unit)))
+    deviation = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
     half = float(special.stdtrit(count - 1, 0.975) * deviation)
     return max(0.0, error - half), min(1.0, error + half)

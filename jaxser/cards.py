@@ -84,7 +84,7 @@ def recogniser(about: Mapping[str, Any]) -> str:
     """The card of a trained recogniser as Markdown, from what its checkpoint says of itself."""
     summary, card, heads = about["summary"], about["card"], len(about["members"])
     found = summary["calibration"]
-    scores = [*report.scores_in_words(summary), *report.marks_against(summary)]
+    scores = [*report.scores_in_words(summary), *report.marks_against(summary, card)]
     recalls = "\n".join(
         f"| {name} | {report.percent(recall['mean'])} | {report.interval(recall)} |"
         for name, recall in summary["recalls"].items()

@@ -17,7 +17,8 @@ from jaxser.results import Finished, read_finished
 class Config:
     """Compare two finished runs on the same utterances, paired by speaker.
 
-    The 95 % interval of the difference in UA decides the last line. Seeds are averaged over first.
+    The 95 % interval of the difference in UA decides the last line. It is over speakers, and takes in what other seeds would
+    change.
     """
 
     a: tyro.conf.Positional[Path]
@@ -142,7 +143,7 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
             for fold, (one, two) in enumerate(found.by_fold)
         ),
         "",
-        *(f"{letter}: {mark}" for letter, one in (("A", a), ("B", b)) for mark in report.marks_against(one.summary)),
+        *(f"{letter}: {mark}" for letter, one in (("A", a), ("B", b)) for mark in report.marks_against(one.summary, one.card)),
     ]
     for name, estimate in (("UA", found.ua), ("WA", found.wa)):
         text = f"{name}: B - A = {points(estimate.value)} points"
@@ -154,8 +155,10 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
     if not _read_alike(a, b):
         lines.append("they read other kinds of things, or not all: that ids stand for the same recordings is taken on trust")
     spread = " and ".join("unknown" if (s := one.summary["ua_std"]) is None else percent(s) for one in (a, b))
-    lines.append(f"what other seeds would change is not in the intervals: deviation of UA over seeds {spread}")
-    return [*lines, verdict(found.ua, unit)]
+    once = " and ".join(letter for letter, one in (("A", a), ("B", b)) if one.summary["seeds"] == 1)
+    others, where = (f"other seeds of {once}", "not in") if once else ("other seeds", "in")
+    lines.append(f"what {others} would change is {where} the intervals: deviation of UA over seeds {spread}")
+    return [*lines, verdict(found.ua, unit, bool(once))]
 
 
 def _t_test(found: metrics.TTest) -> str:
@@ -165,15 +168,15 @@ def _t_test(found: metrics.TTest) -> str:
     return f"{name}: t = {found.t:.2f}, {found.degrees} degrees of freedom, p = {found.p:.3f}"
 
 
-def verdict(difference: metrics.Estimate, unit: str = "speaker") -> str:
-    """What the interval of a difference in UA, B minus A, allows to say."""
+def verdict(difference: metrics.Estimate, unit: str = "speaker", once: bool = False) -> str:
+    """What the interval of a difference in UA, B minus A, allows to say. `once`: one of them was trained with a single seed."""
     if difference.low is None:
         return f"these folds cannot tell them apart: only one {unit}, so how sure the difference is cannot be estimated"
     if difference.excludes_zero:
         better, sign = ("B", 1) if difference.value > 0 else ("A", -1)
         low, high = sorted((sign * difference.low, sign * difference.high))
         by, low, high = (points(value).lstrip("+") for value in (sign * difference.value, low, high))
-        return f"{better} is better by {by} points, 95 % interval {low} to {high}"
+        return f"{better} is better by {by} points, 95 % interval {low} to {high}" + ", as far as one seed can tell" * once
     return (
         f"these folds cannot tell them apart: B - A is {points(difference.value)} points, 95 % interval "
         f"{points(difference.low)} to {points(difference.high)}"

@@ -96,14 +96,14 @@ def in_words(one: Curve) -> list[str]:
     line = f"{one.name}: {fitted} over {_sizes(one)} balanced labels: a doubling adds {a_doubling[0]:.1f} points"
     if one.slope.low is not None:
         line += f" (95 % interval {a_doubling[1]:.1f} to {a_doubling[2]:.1f})"
-    largest = one.points[-1].size
-    doublings = 0.01 / (one.slope.value * np.log(2)) if one.slope.excludes_zero and one.slope.value > 0 else np.inf
-    if doublings <= MANY_DOUBLINGS:
-        line += f"; from {largest:,} labels on, one more point takes about {largest * (2**doublings - 1):,.0f} more"
-    elif doublings < np.inf:
-        line += f"; one more point takes more than {MANY_DOUBLINGS} doublings"
-    else:
+    largest, slope = one.points[-1].size, one.slope
+    if not (slope.excludes_zero and slope.value > 0):
         line += "; how many labels one more point takes cannot be said"
+    elif (more := _labels_a_point(slope.value, largest)).startswith("more"):
+        line += f"; one more point takes {more}"
+    else:
+        line += f"; from {largest:,} labels on, one more point takes about {more} more "
+        line += f"(95 % interval {_labels_a_point(slope.high, largest)} to {_labels_a_point(slope.low, largest)})"
     lines = [line]
     if one.last_step is not None:
         before, after, gain = one.last_step
@@ -116,6 +116,11 @@ def in_words(one: Curve) -> list[str]:
             text += ": whether it still rises these speakers cannot tell"
         lines.append(f"{one.name}: {text}")
     return lines
+
+
+def _labels_a_point(slope: float, largest: int) -> str:
+    doublings = 0.01 / (slope * np.log(2))
+    return f"more than {MANY_DOUBLINGS} doublings" if doublings > MANY_DOUBLINGS else f"{largest * (2**doublings - 1):,.0f}"
 
 
 def _sizes(one: Curve) -> str:

@@ -3,8 +3,7 @@
 `train_runs` makes one program of them over the local devices and steps all that have a place through some updates at a time, so
 that a plain Python loop can draw progress, look for NaN and save states to go on from. Neither the number of updates in a call
 nor places that change hands nor frames that are read as they are needed nor an interruption nor the company of other runs
-changes a run's numbers: with one run at a time on a device not a bit of them, with several at once (`parallel`) no more than
-rounding.
+changes a run's numbers: on a CPU with one run at a time on a device not a bit of them, otherwise no more than rounding.
 """
 
 from collections.abc import Callable, Sequence

@@ -103,6 +103,10 @@ ROUNDING = 1e-9
 # percentile bootstrap is too narrow and a delete-one jackknife too wide; a test shows our coverage. Contributions add up like
 # scores do: a difference of two systems on the same speakers, or the slope of a learning curve, has the same combination of
 # contributions, and with them an interval that is paired by speaker.
+#
+# What such a combination is asked is whether one system is better than another, and all speakers of a fold share the luck of
+# one training. So the variance of its mean over seeds is added, with the degrees of freedom of the sum (Satterthwaite, 1946).
+# A single score has the spread over seeds beside it instead.
 
 
 @dataclass(frozen=True)
@@ -141,16 +145,40 @@ def estimate(
     units.
 
     One system and the weight 1: its score. Two and the weights -1, 1: their paired difference. The systems may differ in their
-    numbers of seeds. The interval of a single score ends at 0 and at 1. None with fewer than two units.
+    numbers of seeds. An interval over several systems takes in what other seeds would change, as far as these tell: one seed
+    tells nothing. That of a single score ends at 0 and at 1, and where nothing was wrong, or nothing right, at the other side
+    where so many units would be so by chance one time in forty (Clopper and Pearson, 1934). None with fewer than two units that
+    have examples.
     """
     value = sum(w * float(mean_score(one.sum(0), score).mean()) for w, one in zip(weights, counts, strict=True))
     of_units = sum(w * contributions(one, score) for w, one in zip(weights, counts, strict=True))
-    n = len(of_units)
+    n = int(sum(score(one)[1].any((1, 2, 3)) for one in counts).astype(bool).sum())
     if n < 2:
         return Estimate(value, None, None)
-    half = float(special.stdtrit(n - 1, (1 + level) / 2) * np.sqrt(n / (n - 1) * (of_units**2).sum()))
-    lowest, highest = (0.0, 1.0) if tuple(weights) == (1.0,) else (-np.inf, np.inf)
+    alone, tail = tuple(weights) == (1.0,), (1 - level) / 2
+    if alone and min(value, 1 - value) < ROUNDING:
+        likely = tail ** (1 / n)
+        return Estimate(value, likely, 1.0) if value > 0.5 else Estimate(value, 0.0, 1 - likely)
+    parts = [(n / (n - 1) * (of_units**2).sum(), n - 1)]
+    parts += [] if alone else _among_seeds(counts, weights, score)
+    variance = sum(part for part, _ in parts)
+    if not variance:
+        return Estimate(value, value, value)
+    degrees = variance**2 / sum(part**2 / of for part, of in parts)
+    half = float(special.stdtrit(degrees, 1 - tail) * np.sqrt(variance))
+    lowest, highest = (0.0, 1.0) if alone else (-np.inf, np.inf)
     return Estimate(value, max(lowest, value - half), min(highest, value + half))
+
+
+def _among_seeds(
+    counts: Sequence[Int64[np.ndarray, "units _ folds c c"]], weights: Sequence[float], score: Cells
+) -> list[tuple[float, int]]:
+    # Variances of means over seeds, with their degrees of freedom. A seed draws the same examples in every system: where all
+    # have the same seeds, they are paired.
+    of = [w * mean_score(one.sum(0), score) for w, one in zip(weights, counts, strict=True)]
+    if len({len(one) for one in of}) == 1:
+        of = [np.sum(of, 0)]
+    return [(float(one.var(ddof=1)) / len(one), len(one) - 1) for one in of if len(one) > 1]
 
 
 @dataclass(frozen=True)

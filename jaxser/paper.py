@@ -86,7 +86,7 @@ def make(config: Config) -> None:
     results.begin(out, mine)
     command = command_line("jaxser.paper", config, NOT_IN_HASH)
     signatures = [f"signature of {name}: {run.summary['signature']}" for name, run in runs.items()]
-    text = "\n".join([*made.text, "", *signatures, str(out / "report.html")]) + "\n"
+    text = "\n".join([*made.text, *_marks(runs), "", *signatures, str(out / "report.html")]) + "\n"
     write_csv(out / "cells.csv", CELL_COLUMNS, [_row(name, run) for name, run in runs.items()])
     write_bytes(out / "table.txt", text.encode(errors="backslashreplace"))
     if made.picture:
@@ -175,7 +175,7 @@ def _marks(runs: Mapping[str, Finished]) -> list[str]:
     # What a reader must know before believing the numbers, once each, with the cells of which it is true.
     found = {}
     for name, run in runs.items():
-        for mark in report.marks_against(run.summary):
+        for mark in report.marks_against(run.summary, run.card):
             found.setdefault(mark, []).append(name)
     return [mark if len(names) == len(runs) else f"{_columns(names)}: {mark}" for mark, names in found.items()]
 

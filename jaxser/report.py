@@ -25,7 +25,7 @@ def table(out: Path) -> str:
     summary, card = read_reports(out)
     rows = [[_shortened(cell) for cell in row] for row in _fold_table(out, summary, card)]
     lines = [title(summary, card), "", *text_table(rows, words=(1,), rules=(0, len(rows) - 2))]
-    lines += ["", *scores_in_words(summary), *filter(None, [calibration_in_words(summary)]), *marks_against(summary)]
+    lines += ["", *scores_in_words(summary), *filter(None, [calibration_in_words(summary)]), *marks_against(summary, card)]
     lines += [f"folds: {card['fold_rule']}"]
     lines += [f"note: {note}" for note in [*card["notes"], *card["leaks"]]]
     if summary["left_out"]:
@@ -103,18 +103,22 @@ def calibration_in_words(summary: Mapping[str, Any]) -> str:
         return percent(of["error"]) + (f" ({interval(of)})" if of["low"] is not None else "")
 
     temperatures = sorted(found["temperature_by_fold"])
-    return (
+    words = (
         f"calibration: probabilities are off by {shown(found['uncalibrated'])} points on average, "
         f"by {shown(found['calibrated'])} with temperatures fitted on the other folds "
         f"({temperatures[0]:.2f} to {temperatures[-1]:.2f})"
     )
+    by_chance = found.get("by_chance")  # which run folders of older versions do not have
+    return words if by_chance is None else f"{words}; true ones would be off by {percent(by_chance)} by chance"
 
 
-def marks_against(summary: dict[str, Any]) -> list[str]:
+def marks_against(summary: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the scores."""
     marks = []
+    if found := [line for line in card["leaks"] if line.startswith("LEAK")]:
+        marks.append(found[0] + f" (and {len(found) - 1} more)" * (len(found) > 1))
     if summary["validate"]:
-        marks.append("VALIDATION: speakers inside the training folds; for choosing settings, not a result")
+        marks.append("VALIDATION: scored on speakers that other folds are tested on; for choosing settings, not a result")
     if summary["random_weights"]:
         marks.append("RANDOM WEIGHTS: features of a network that was never trained; a baseline, not a result of wav2vec")
     if summary["interval_unit"] == "utterance":
@@ -163,7 +167,7 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
         page.paragraph(score, "score"),
         page.paragraph(beside),
         page.paragraph(scores_in_words(summary)[1], "soft"),
-        *(page.paragraph(mark, "mark") for mark in marks_against(summary)),
+        *(page.paragraph(mark, "mark") for mark in marks_against(summary, card)),
         page.section("Protocol", page.facts(protocol_in_words(summary, card))),
         page.section(
             "Folds",
@@ -266,8 +270,9 @@ def _calibration(summary: Mapping[str, Any]) -> list[str]:
     plt.close(figure)
     what = "Reliability: how often a label is right, against the probability it is given, before and after calibration"
     note = (
-        "Expected calibration error in 15 bins, all seeds together, its interval over speakers. A dot is a bin, as large as "
-        "its share of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is "
+        "Expected calibration error in 15 bins, all seeds together, its interval over speakers: that of so many utterances, "
+        "which is above nought, by what is said to be chance, even where every probability is true. A dot is a bin, as large "
+        "as its share of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is "
         "fitted on what the other folds' heads said of their own held-out speakers, which shares a little, for those heads "
         "were trained on this fold's. predictions.csv has the probabilities as trained."
     )

@@ -74,6 +74,7 @@ def _calibration(logits: np.ndarray, labels: np.ndarray, fold: np.ndarray, units
         "temperature_by_fold": list(found.by_fold),
         "uncalibrated": plain(found.before, found.before_interval),
         "calibrated": plain(found.after, found.after_interval),
+        "by_chance": found.by_chance,
     }
 
 

@@ -197,7 +197,7 @@ def _gain(one: Finished, other: Finished) -> str:
 
 
 def _control(config: Any) -> str:
-    return f"untrained: {config.control}, RANDOM WEIGHTS, a control and no result of wav2vec"
+    return f"untrained: {config.control}, a control"
 
 
 def _corpus(run: Finished) -> str:
@@ -207,7 +207,8 @@ def _corpus(run: Finished) -> str:
 def _design(run: Finished) -> str:
     summary = run.summary
     counts = f"{summary['utterances']} utterances, {summary['folds']} folds, {report.seeds_in_words(summary)}"
-    return f"{counts}, 95 % intervals over {report.units_in_words(summary)}"
+    luck = "what others would change is in no interval" if summary["seeds"] == 1 else "those of differences over seeds too"
+    return f"{counts}, 95 % intervals over {report.units_in_words(summary)}, {luck}"
 
 
 MAKERS = {"table-1": table_1, "table-2": table_2, "figure-2": figure_2}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from jaxser import calibration
 
@@ -85,3 +86,51 @@ def test_the_interval_is_over_speakers():
     # The same sound twice is no more evidence: every speaker's utterances doubled leave the interval where it was.
     twice = calibration.of_folds(np.tile(logits, (2, 1))[None], np.tile(labels, 2), np.tile(folds, 2), many * 2)
     assert twice.before_interval == pytest.approx((low, high))
+
+
+def test_the_interval_is_that_of_leaving_out_each_speaker():
+    random = np.random.default_rng(4)
+    probabilities, labels = random.dirichlet(np.ones(3), (2, 90)), random.integers(0, 3, 90)
+    units = [f"{i}" for i in random.integers(0, 7, 90)]
+    without = []
+    for name in sorted(set(units)):
+        kept = np.array([unit != name for unit in units])
+        rows = probabilities[:, kept].reshape(-1, 3)
+        without.append(calibration.reliability(rows, np.tile(labels[kept], 2)).error)
+    deviation = np.sqrt(6 / 7 * ((np.array(without) - np.mean(without)) ** 2).sum())
+    low, high = calibration._interval(probabilities, labels, units, 0.5)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 6) * deviation)
+
+
+@pytest.mark.parametrize("n", [100, 800])
+def test_what_true_probabilities_show_by_chance(n: int):
+    # Of many corpora whose labels are drawn from the probabilities themselves.
+    shown = []
+    for seed in range(300):
+        logits, labels = drawn(1.0, n=n, seed=seed)
+        shown.append(calibration.reliability(calibration.softmax(logits), labels).error)
+    logits, _ = drawn(1.0, n=n, seed=300)
+    by_chance = calibration.error_by_chance(calibration.softmax(logits)[None])
+    assert by_chance == pytest.approx(np.mean(shown), rel=0.1)
+    # Seeds that say the same are no more evidence than one.
+    three = calibration.error_by_chance(np.tile(calibration.softmax(logits), (3, 1, 1)))
+    assert three == pytest.approx(by_chance)
+
+
+def test_the_interval_covers_the_error_of_so_many_utterances():
+    def corpus(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        # Twenty speakers, each heard at a temperature of its own.
+        temperature = np.exp(random.normal(0.5, 0.4, 20))
+        logits = random.normal(0, 2, (600, 4))
+        labels = (logits / temperature[np.arange(600) % 20, None] + random.gumbel(size=(600, 4))).argmax(-1)
+        return calibration.softmax(logits)[None], labels, [f"{i % 20}" for i in range(600)]
+
+    random, found = np.random.default_rng(0), []
+    for _ in range(400):
+        probabilities, labels, units = corpus(random)
+        error = calibration.reliability(probabilities[0], labels).error
+        found.append((error, *calibration._interval(probabilities, labels, units, error)))
+    error, low, high = np.array(found).T
+    covered = np.mean((low <= error.mean()) & (error.mean() <= high))
+    print(f"{100 * covered:.1f} % covered")
+    assert 0.9 <= covered <= 0.99

@@ -104,6 +104,8 @@ def test_a_run_and_its_copy_cannot_be_told_apart(runs: tuple[Path, Path], capsys
 def test_verdict_follows_the_interval_alone():
     assert compare.verdict(metrics.Estimate(0.021, 0.004, 0.037)) == "B is better by 2.1 points, 95 % interval 0.4 to 3.7"
     assert compare.verdict(metrics.Estimate(-0.021, -0.037, -0.004)) == "A is better by 2.1 points, 95 % interval 0.4 to 3.7"
+    once = compare.verdict(metrics.Estimate(0.021, 0.004, 0.037), once=True)
+    assert once == "B is better by 2.1 points, 95 % interval 0.4 to 3.7, as far as one seed can tell"
     assert "cannot tell" in compare.verdict(metrics.Estimate(0.021, -0.004, 0.046))
     assert "only one speaker" in compare.verdict(metrics.Estimate(0.021, None, None))
 
@@ -123,7 +125,9 @@ def test_one_seed_says_what_the_interval_leaves_out(runs: tuple[Path, Path], cap
         edit(run, lambda row: row if row["seed"] == "0" else None)
         files.write_json(run / "summary.json", json.loads((run / "summary.json").read_text()) | {"seeds": 1, "ua_std": None})
     compare.main(compare.Config(*runs))
-    assert "deviation of UA over seeds unknown and unknown" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "what other seeds of A and B would change is not in the intervals" in printed
+    assert "deviation of UA over seeds unknown and unknown" in printed
 
 
 @pytest.mark.parametrize("smaller", [0, 1])

@@ -1,5 +1,6 @@
 """Learning curves: which sizes, the line through them, and what is said of it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_line_and_words_by_hand():
     assert one.last_step[:2] == (200, 400)
     first, second = curves.in_words(one)
     assert "over 100 to 400 balanced labels: a doubling adds 5.0 points" in first
-    assert "from 400 labels on, one more point takes about 59 more" in first
+    assert first.endswith("from 400 labels on, one more point takes about 59 more (95 % interval 59 to 59)")
     assert second.endswith("from 200 to 400 labels: +5.0 points (95 % interval +5.0 to +5.0): the curve still rises")
 
 
@@ -93,6 +94,15 @@ def test_a_line_that_is_all_but_flat_promises_nothing():
     assert one.slope.value > 0
     nearly = replace(one, slope=Estimate(1e-5, 0.5e-5, 2e-5))
     assert curves.in_words(nearly)[0].endswith("one more point takes more than 5 doublings")
+
+
+def test_labels_for_a_point_are_as_sure_as_the_slope():
+    # By hand: 400 (2^(1/d) - 1) for d = 5, 8 and 4 points a doubling; and a slope that is hardly known.
+    one = curves.curve("ours", {n: run(share, n) for n, share in {200: 0.5, 400: 0.55}.items()}, run(0.6, 440))
+    a_doubling = Estimate(*(points / 100 / math.log(2) for points in (5, 4, 8)))
+    assert curves.in_words(replace(one, slope=a_doubling))[0].endswith("about 59 more (95 % interval 36 to 76)")
+    hardly = Estimate(*(points / 100 / math.log(2) for points in (5, 0.1, 9.9)))
+    assert curves.in_words(replace(one, slope=hardly))[0].endswith("(95 % interval 29 to more than 5 doublings)")
 
 
 def test_all_rows_may_be_balanced():

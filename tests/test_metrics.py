@@ -158,21 +158,25 @@ def test_line_through_scores_is_scipys():
 
 
 def simulate(
-    random: np.random.Generator, speakers: int, fold_count: int, repeats: int, systems: int = 1
+    random: np.random.Generator, speakers: int, fold_count: int, repeats: int, systems: int = 1, seeds: int = 1, luck: float = 0
 ) -> Iterator[list[np.ndarray]]:
     """Counts of equally good systems on the same utterances. Speakers differ in how well they, and each class of theirs, are
-    recognised, by all systems alike and by each on its own, and in how much they say."""
+    recognised, by all systems alike and by each on its own, and in how much they say. `luck` is the deviation of what one
+    training does to all speakers of its fold."""
+    fold = np.arange(speakers) % fold_count
+    speaker, seed, label = np.ix_(range(speakers), range(seeds), range(4))
     for _ in range(repeats):
         common = 0.6 + random.normal(0, 0.08, (speakers, 1)) + random.normal(0, 0.1, (speakers, 4))
         said = (random.integers(4, 20, (speakers, 4)) * random.lognormal(0, 0.5, (speakers, 1))).astype(int) + 1
         every = []
         for _ in range(systems):
-            right = random.binomial(said, np.clip(common + random.normal(0, 0.07, (speakers, 4)), 0.02, 0.98))
-            counts = np.zeros((speakers, 1, fold_count, 4, 4), np.int64)
-            for s in range(speakers):
-                for c in range(4):
-                    counts[s, 0, s % fold_count, c, c] = right[s, c]
-                    counts[s, 0, s % fold_count, c, (c + 1) % 4] = said[s, c] - right[s, c]
+            of_system = common + random.normal(0, 0.07, (speakers, 4))
+            of_training = random.normal(0, luck, (seeds, fold_count))[:, fold].T if luck else np.zeros((speakers, seeds))
+            share = np.clip(of_system[:, None] + of_training[:, :, None], 0.02, 0.98)
+            right = random.binomial(said[:, None], share)
+            counts = np.zeros((speakers, seeds, fold_count, 4, 4), np.int64)
+            counts[speaker, seed, fold[:, None, None], label, label] = right
+            counts[speaker, seed, fold[:, None, None], label, (label + 1) % 4] = said[:, None] - right
             every.append(counts)
         yield every
 
@@ -195,6 +199,62 @@ def test_equal_systems_cannot_be_told_apart(speakers: int):
     told = [metrics.estimate(pair, (-1.0, 1.0)).excludes_zero for pair in simulate(random, speakers, 5, 1000, systems=2)]
     print(f"{speakers} speakers: {100 - 100 * np.mean(told):.1f} % cannot tell")
     assert 0.03 <= np.mean(told) <= 0.08
+
+
+@pytest.mark.parametrize(("speakers", "seeds"), [(24, 3), (100, 3)])
+def test_the_luck_of_a_training_makes_no_system_better(speakers: int, seeds: int):
+    random = np.random.default_rng(speakers + seeds)
+    pairs = simulate(random, speakers, 5, 1000, systems=2, seeds=seeds, luck=0.06)
+    told = [metrics.estimate(pair, (-1.0, 1.0)).excludes_zero for pair in pairs]
+    print(f"{speakers} speakers, {seeds} seeds: {100 - 100 * np.mean(told):.1f} % cannot tell")
+    assert 0.01 <= np.mean(told) <= 0.07  # seeds are few, and a fold's speakers show some of its luck: rather too wide
+
+
+def of_seeds(shares: list[int], speakers: int = 6) -> np.ndarray:
+    """Two classes in two folds, every speaker alike: so many of a hundred of each class right, by seed."""
+    counts = np.zeros((speakers, len(shares), 2, 2, 2), np.int64)
+    for speaker in range(speakers):
+        for seed, right in enumerate(shares):
+            counts[speaker, seed, speaker % 2] = [[right, 100 - right], [100 - right, right]]
+    return counts
+
+
+def test_where_speakers_are_alike_seeds_alone_decide():
+    ours, theirs = [61, 64, 66, 60], [58, 63, 60, 55]
+    found = metrics.estimate([of_seeds(theirs), of_seeds(ours)], (-1.0, 1.0))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval()  # the same seeds: paired
+    assert (found.low, found.high) == pytest.approx((expected.low / 100, expected.high / 100))
+    found = metrics.estimate([of_seeds(theirs), of_seeds(ours[:3])], (-1.0, 1.0))
+    expected = stats.ttest_ind(ours[:3], theirs, equal_var=False).confidence_interval()  # Welch's degrees of freedom
+    assert (found.low, found.high) == pytest.approx((expected.low / 100, expected.high / 100))
+    alone = metrics.estimate([of_seeds(ours)])
+    assert (alone.low, alone.high) == (alone.value, alone.value)  # a score has its spread over seeds beside it
+
+
+@pytest.mark.parametrize("speakers", [2, 10, 24])
+def test_a_score_without_mistakes_is_not_certain(speakers: int):
+    labels = np.tile([0, 1], speakers)
+    names, folds = [f"s{i // 2}" for i in range(2 * speakers)], np.repeat(np.arange(speakers) % 2, 2)
+    exact = stats.binomtest(speakers, speakers).proportion_ci(0.95, "exact")
+    for score in (metrics.UA, metrics.WA, metrics.recall_of(1)):
+        found = metrics.estimate([metrics.unit_counts(labels, labels[None], folds, names, 2)], score=score)
+        assert (found.value, found.low, found.high) == pytest.approx((1.0, exact.low, 1.0))
+        found = metrics.estimate([metrics.unit_counts(labels, 1 - labels[None], folds, names, 2)], score=score)
+        assert (found.value, found.low, found.high) == pytest.approx((0.0, 0.0, 1 - exact.low))
+
+
+def test_a_recall_knows_only_of_speakers_who_say_the_class():
+    labels, predicted, speaker = drawn(np.random.default_rng(7), 12)
+    labels = np.where((labels == 2) & (speaker >= 4), 3, labels)  # four of them say it
+    folds, names = speaker % 2, [f"s{i:02}" for i in speaker]
+    some, recall, his = speaker < 4, metrics.recall_of(2), predicted[None]
+    every = metrics.estimate([metrics.unit_counts(labels, his, folds, names, 4)], score=recall)
+    few = metrics.estimate(
+        [metrics.unit_counts(labels[some], his[:, some], folds[some], [f"s{i:02}" for i in speaker[some]], 4)], score=recall
+    )
+    assert (every.low, every.high) == pytest.approx((few.low, few.high))
+    alone = metrics.unit_counts(np.where(labels == 2, 2 * (speaker == 0), labels), his, folds, names, 4)
+    assert metrics.estimate([alone], score=recall).low is None  # one speaker
 
 
 def test_what_really_differs_is_told_apart():

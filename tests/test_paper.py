@@ -16,7 +16,7 @@ from conftest import demand_well_formed, write_table
 from jaxser import cells, cv, experiments, paper, tables
 from jaxser.command import command_line, run_command, settings_of
 from jaxser.errors import CallError
-from jaxser.files import read_csv
+from jaxser.files import read_csv, write_json
 
 BYTES = ("config.json", "scores.csv", "predictions.csv", "confusion.csv", "losses.csv", "confusion.png")
 
@@ -61,7 +61,8 @@ def test_table_1(home: Path, programs: list[int], capsys: pytest.CaptureFixture[
         assert row in rows
     assert "32 examples (16 a class)" in printed
     assert "32 examples in place of 500: this corpus allows 32 in balance" in printed
-    assert "random-nano:0, RANDOM WEIGHTS, a control" in printed
+    assert "untrained: random-nano:0, a control" in printed
+    assert "untrained: RANDOM WEIGHTS: features of a network that was never trained" in printed
     assert printed.count("signature of ") == 12
 
     (out,) = (home / "runs").glob("table-1-*")
@@ -192,6 +193,17 @@ def test_table_2_with_words(home: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (out,) = (tmp_path / "runs").glob("table-2-*")
     assert len(read_csv(out / "cells.csv")) == 3  # with the descriptors and GloVe
     assert "descriptors + GloVe: REPEATED TEXT" in printed
+
+    # What one cell knows of a leak is said with the table, and above the page's first number.
+    leak = "LEAK: identical audio in folds 0, 1: audio/s0-low-0, audio/s1-low-0"
+    card = Path(read_csv(out / "cells.csv")[0]["folder"]) / "protocol.json"
+    found = json.loads(card.read_text())
+    write_json(card, found | {"leaks": [leak, leak.replace("-0", "-1"), *found["leaks"]]})
+    paper.main(replace(call, runs=tmp_path / "runs"))
+    said = f"{leak} (and 1 more)"
+    assert said in capsys.readouterr().out
+    assert said in (out / "table.txt").read_text()
+    assert said in (out / "report.html").read_text().partition("<table")[0]
 
 
 @pytest.mark.parametrize(
