@@ -1,5 +1,6 @@
 """Audio files as mono float32 at 16 kHz, in [-1, 1], never normalised in level."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ RATES = (1_000, 1_000_000)
 
 BLOCK = 2**22
 """Numbers decoded at once."""
+
+HEADER = 4_096
+"""Bytes of a file that show what it is."""
 
 NO_SUCH_FILE = "no such file"
 
@@ -149,6 +153,7 @@ def load_part(path: str | Path, start: int, samples: int) -> Float32[np.ndarray,
     that is silent is a part like others, and a damage elsewhere in the file is not seen.
     """
     try:
+        _begin_of(Path(path))
         with soundfile.SoundFile(_name(path)) as file:
             rate = file.samplerate
             _demand_rate(rate)
@@ -173,11 +178,21 @@ def _demand_finite(signal: Float32[np.ndarray, " s"]) -> None:
         raise AudioError("it holds samples that are not finite numbers (NaN or infinity)")
 
 
+def _begin_of(path: Path) -> bytes:
+    # Where the system refuses it, it says why. libsndfile takes a first read that fails for a file that is no audio.
+    with path.open("rb") as file:
+        return file.read(HEADER)
+
+
 def _refused(error: Exception) -> AudioError:
-    # libsndfile's error 2 is one of the system's, which has nothing to do with what is in the file.
-    if isinstance(error, OSError) or getattr(error, "code", None) == 2:
+    if _by_system(error):
         return Unreachable(f"{UNREACHED}: {_reason(error)}")
     return AudioError(f"not readable as audio: {_reason(error)}")
+
+
+def _by_system(error: Exception) -> bool:
+    # libsndfile's error 2 is one of the system's, which has nothing to do with what is in the file.
+    return isinstance(error, OSError) or getattr(error, "code", None) == 2
 
 
 def _reason(error: Exception) -> str:
@@ -188,8 +203,20 @@ def _reason(error: Exception) -> str:
 def samples_promised(path: Path) -> int:
     """How many samples at SAMPLE_RATE a file's header promises, 0 where it cannot be read: for planning, never for belief."""
     try:
+        return samples_of_header(path)
+    except (OSError, ValueError):  # ValueError for a NUL, which is in no file's name
+        return 0
+
+
+def samples_of_header(path: Path) -> int:
+    """The samples at SAMPLE_RATE that a file's header promises, 0 where it is no audio. Raises OSError where the system refuses
+    it."""
+    _begin_of(path)
+    try:
         header = soundfile.info(_name(path))
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if _by_system(error):
+            raise OSError(errno.EIO, _reason(error), str(path)) from None
         return 0
     known = header.frames < UNKNOWN and RATES[0] <= header.samplerate <= RATES[1]
     return round(header.frames * SAMPLE_RATE / header.samplerate) if known else 0
@@ -222,9 +249,8 @@ def _decode(path: Path) -> tuple[Float32[np.ndarray, " s"], int]:
     if reason := absent(path):
         raise Unreachable(reason)
     try:
-        with path.open("rb") as file:  # where it is refused, the system says why, and libsndfile does not
-            if os.fstat(file.fileno()).st_size == 0:
-                raise AudioError("the file is empty (0 bytes)")
+        if not _begin_of(path):
+            raise AudioError("the file is empty (0 bytes)")
         with soundfile.SoundFile(_name(path)) as file:
             rate, promised = file.samplerate, file.frames
             if promised >= UNKNOWN:

@@ -58,7 +58,7 @@ def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: 
     """
     store = hosts.after_first(lambda: open_store(cache, extractor.settings))
     if store.damaged:
-        hosts.say(f"{store.folder}: {len(store.damaged)} damaged parts are made anew")
+        hosts.say(f"{store.folder}: {len(store.damaged)} damaged parts are made anew, as far as this corpus still has them")
     tasks: dict[str, Any] = {}
     for content, source in contents.values():
         tasks.setdefault(content, source)
@@ -71,8 +71,16 @@ def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: 
         return [part for part in parts if part]
 
     parts = hosts.of_first(missing)  # before any of them writes
-    if not parts:
-        return store
+    unread = _compute(store, extractor, parts, tasks, jobs) if parts else set()
+    # On another host than the first it may be more than what was computed now: all that it does not see yet.
+    lacking = [content for content in tasks if not _settled(store, content) and content not in unread]
+    return _reopened(cache, extractor, store, lacking) if lacking else store
+
+
+def _compute(
+    store: Store, extractor: Extractor, parts: Sequence[Sequence[str]], tasks: Mapping[str, Any], jobs: int
+) -> set[str]:
+    # Into the store. Gives what could not be read just now, on any host.
     here = [content in tasks and _is_there(tasks[content]) for part in parts for content in part]
     hosts.demand_agreement(here, f"the hosts do not find the same files: {SHARED_DISK}")
     mine = [[(content, tasks[content]) for content in part] for part in hosts.share(parts)]
@@ -92,8 +100,7 @@ def fill(cache: Path, extractor: Extractor, contents: Mapping[str, Task], jobs: 
                 written.result()
         return unread
 
-    unread = {content for some in hosts.tell(work) for content in some}
-    return _reopened(cache, extractor, [content for part in parts for content in part if content not in unread])
+    return {content for some in hosts.tell(work) for content in some}
 
 
 SHARED_DISK = "--root and --cache must lie on a disk that all of them share"
@@ -107,15 +114,14 @@ def _is_there(source: Any) -> bool:
     return not isinstance(source, Path) or source.exists()
 
 
-def _reopened(cache: Path, extractor: Extractor, added: Sequence[str]) -> Store:
-    began = time.monotonic()
-    while True:
-        store = open_store(cache, extractor.settings)
-        absent = sum(not _settled(store, content) for content in added)
-        if not absent:
-            return store
+def _reopened(cache: Path, extractor: Extractor, store: Store, added: Sequence[str]) -> Store:
+    # Reading what is new may itself take longer than a disk hides it.
+    store, began = open_store(cache, extractor.settings, store), time.monotonic()
+    while absent := sum(not _settled(store, content) for content in added):
         if hosts.count() == 1:
             raise WorkError(f"{absent} of {len(added)} features just written are not whole in {store.folder}: run again")
         if time.monotonic() - began > PATIENCE:
             raise CallError(f"{absent} of {len(added)} new features, by other hosts, are not in {store.folder}: {SHARED_DISK}")
         time.sleep(1.0)
+        store = open_store(cache, extractor.settings, store)
+    return store

@@ -22,6 +22,8 @@ def begun(path: Path) -> Iterator[BinaryIO]:
     try:
         with part.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut might leave the name to a file without its content
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)
@@ -65,9 +67,11 @@ def _encoded(text: str) -> bytes:
 
 
 def json_of(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote there; None where there is nothing, or something damaged."""
+    """What `write_json` wrote there; None where there is nothing, or something damaged. Raises OSError for what a disk does not
+    give."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        with named(path):
+            found = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -79,12 +83,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def locked(file: io.IOBase) -> bool:
-    """Lock an open file until it is closed, or the process ends; False where another process has it locked."""
+def locked(file: io.IOBase, wait: bool = False) -> bool:
+    """Lock an open file until it is closed, or the process ends; False where another process has it locked.
+
+    `wait`: until that one lets go of it.
+    """
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):

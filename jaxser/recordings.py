@@ -1,6 +1,7 @@
 """Unlabelled speech for pretraining: what lies in folders and CSV files, and who is held out."""
 
 import csv
+import errno
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxser import audio
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 
 _HELD_OUT = 11
 """Purpose of a random stream; those of `folds` and `crops` are other numbers."""
+
+LASTING = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOENT)
+"""What the system says of a name or of who asks, and would say again; whatever else it says is of a disk, and passes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def find(sources: Sequence[Path], shortest: int, jobs: int = 1) -> Found:
     Their order is that of the sources, then that of their paths below the source, so that it does not depend on where it
     lies. Those whose header cannot be read, or promises fewer than `shortest` samples, are left out with the reason. A file
     that is named twice counts once. Raises CallError for a source that is not there or names no recording, and where none can
-    be used.
+    be used; WorkError where a disk does not give a file just now, for without it training would be another.
     """
     # By real names: one file has one, or it could be trained on under one name and held out under another.
     paths: dict[str, Path] = {}
@@ -59,20 +63,31 @@ def find(sources: Sequence[Path], shortest: int, jobs: int = 1) -> Found:
             speakers[name] = speakers.get(name) or (f"{number}:{speaker}" if speaker else None)
             sources_of.setdefault(name, number)
     with ThreadPoolExecutor(jobs) as pool:
-        promised = list(pool.map(audio.samples_promised, paths.values()))
+        promised = list(pool.map(_promised, paths.values()))
     recordings, left_out = [], []
-    for (name, path), samples in zip(paths.items(), promised, strict=True):
+    for (name, path), (samples, unreadable) in zip(paths.items(), promised, strict=True):
         if samples >= shortest:
             recordings.append(Recording(path, samples, speakers[name], sources_of[name]))
             continue
         short = (
             f"{samples / audio.SAMPLE_RATE:.2f} s, shorter than the {shortest / audio.SAMPLE_RATE:.2f} s that training needs"
         )
-        unreadable = audio.absent(path) or "not readable as audio"
         left_out.append((str(path), short if samples else unreadable))
     if not recordings:
         raise CallError(f"none of {len(left_out)} recordings can be used; the first one, {left_out[0][0]}: {left_out[0][1]}")
     return Found(tuple(recordings), tuple(left_out))
+
+
+def _promised(path: Path) -> tuple[int, str]:
+    # How many samples a recording's header promises, and why where there are none.
+    if (reason := audio.absent(path)) == audio.NO_SUCH_FILE:
+        return 0, reason
+    try:
+        return audio.samples_of_header(path), "not readable as audio"
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise WorkError(f"{path} cannot be read now: {error.strerror}: run again") from None
+        return 0, f"{audio.UNREACHED}: {error.strerror}"
 
 
 def _listed(source: Path) -> list[tuple[Path, str | None]]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike
 
 from jaxser.digests import text_digest
 from jaxser.errors import WorkError
-from jaxser.files import begun, json_of, write_json
+from jaxser.files import begun, json_of, named, write_json
 
 ALIGNMENT = 64
 """Bytes. An array that begins at a multiple of so many is used by jax on a CPU where it lies, by all devices; of any other each
@@ -61,6 +61,14 @@ class Row:
     """Of a text: words or pieces past what the model takes, which have no frame."""
 
 
+class Part(NamedTuple):
+    """What one part holds, and the state on disk of the files that were read: size and time of each."""
+
+    state: tuple[int, ...]
+    rows: Mapping[str, Row]
+    failed: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Store:
     """An open store. `rows` has the contents that have frames, `failed` those that never will, with the reason."""
@@ -71,6 +79,8 @@ class Store:
     failed: Mapping[str, str]
     damaged: tuple[str, ...] = ()
     """Names of parts whose frames do not fit their checksum; what they held counts as not there."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """The others, by name."""
 
 
 @dataclass(frozen=True)
@@ -94,36 +104,47 @@ def folder_of(cache: Path, settings: Mapping[str, Any]) -> Path:
     return cache / "features" / f"{settings['extractor']}-{text_digest(text)[:16]}"
 
 
-def open_store(cache: Path, settings: Mapping[str, Any]) -> Store:
-    """Open, or begin, the store for these settings. Raises WorkError where the folder belongs to other settings."""
+def open_store(cache: Path, settings: Mapping[str, Any], before: Store | None = None) -> Store:
+    """Open, or begin, the store for these settings. Of one that was opened `before`, parts whose files are as they were then
+    are not read again.
+
+    Raises WorkError where the folder belongs to other settings, and OSError where a disk does not give what is there: that is
+    no damage.
+    """
     folder = folder_of(cache, settings)
     folder.mkdir(parents=True, exist_ok=True)
     provenance = folder / "provenance.json"
-    if not provenance.exists():
+    described = json_of(provenance)
+    if described is None:  # or damaged, as by a power cut: the folder's own name says what it is of
         write_json(provenance, settings)
-    if json_of(provenance) != dict(settings):
+    elif described != dict(settings):
         raise WorkError(f"{provenance} does not describe {settings['extractor']} with {settings}; delete {folder}")
-    for cut_short in folder.glob(".part-*"):  # by a kill; a young one may be another process's
-        with suppress(OSError):
-            if time.time() - cut_short.stat().st_mtime > STALE:
-                cut_short.unlink()
-    notes = sorted(folder.glob("part-*.json"))
+    there = list(folder.iterdir())  # not `glob`, which may pass over a disk that does not answer
+    for path in there:
+        if path.name.startswith(".part-"):  # cut short by a kill; a young one may be another process's
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+    notes = sorted(path for path in there if path.match("part-*.json"))
+    known = before.parts if before else {}
     with ThreadPoolExecutor(thread_name_prefix="checksum") as pool:
-        parts = list(pool.map(partial(_part, width=settings["width"]), notes))
-    rows, failed, damaged = {}, {}, []
-    for note, part in zip(notes, parts, strict=True):
-        if part is None:
-            damaged.append(note.stem)
-        else:
-            rows |= part[0]
-            failed |= part[1]
-    return Store(folder, settings["width"], rows, failed, tuple(damaged))
+        found = list(pool.map(partial(_part, width=settings["width"], known=known), notes))
+    parts = {note.stem: part for note, part in zip(notes, found, strict=True) if part}
+    rows, failed = {}, {}
+    for part in parts.values():
+        rows |= part.rows
+        failed |= part.failed
+    damaged = tuple(note.stem for note in notes if note.stem not in parts)
+    return Store(folder, settings["width"], rows, failed, damaged, parts)
 
 
-def _part(note: Path, width: int) -> tuple[dict[str, Row], dict[str, str]] | None:
-    # Rows and reasons of a part; None for what `write_part` has not written.
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return _read_part(note, width)
+def _part(note: Path, width: int, known: Mapping[str, Part]) -> Part | None:
+    # None for what `write_part` has not written.
+    frames = note.with_suffix(".npy")
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError), named(frames):
+        state = tuple(number for stat in (note.stat(), frames.stat()) for number in (stat.st_size, stat.st_mtime_ns))
+        before = known.get(note.stem)
+        return before if before and before.state == state else Part(state, *_read_part(note, width))
     return None
 
 
@@ -149,7 +170,13 @@ def _read_part(note: Path, width: int) -> tuple[dict[str, Row], dict[str, str]]:
 
 
 def write_part(store: Store, entries: Sequence[Entry]) -> None:
-    """Add one part. Its name comes from the contents in it, so the same work always makes the same files."""
+    """Add one part of the entries that are to be remembered, if there are any.
+
+    Its name comes from the contents in it, so the same work always makes the same files, and no other work makes them.
+    """
+    entries = [e for e in entries if not e.passing]
+    if not entries:
+        return
     name = "part-" + text_digest("\n".join(e.content for e in entries))[:16]
     good = [e for e in entries if e.frames is not None]
     place, rows = 0, {}
@@ -165,7 +192,7 @@ def write_part(store: Store, entries: Sequence[Entry]) -> None:
         for some in chain([header.getbuffer()], (np.ascontiguousarray(entry.frames, "<f4") for entry in good)):
             checksum = zlib.crc32(some, checksum)
             file.write(some)
-    failed = {e.content: e.reason for e in entries if e.frames is None and not e.passing}
+    failed = {e.content: e.reason for e in entries if e.frames is None}
     write_json(store.folder / f"{name}.json", {"crc32": checksum, "rows": rows, "failed": failed})
 
 

@@ -128,6 +128,19 @@ def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(audio.load(path)) == 8_000
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose disk is sure to fail")
+def test_a_file_that_its_disk_does_not_give(tmp_path: Path):
+    # It opens, and its first read fails: to libsndfile a format that it does not recognise.
+    path = tmp_path / "a.wav"
+    path.symlink_to("/proc/self/mem")
+    for read in (lambda: audio.load(path), lambda: audio.load_part(path, 0, 100)):
+        with pytest.raises(audio.Unreachable, match=r"^cannot be reached: Input/output error$"):
+            read()
+    assert audio.samples_promised(path) == 0
+    with pytest.raises(OSError, match="Input/output error"):
+        audio.samples_of_header(path)
+
+
 def test_reasons_that_may_pass(tmp_path: Path):
     (tmp_path / "text.wav").write_text("not audio at all, but long enough for a header" * 10)
     for path in (tmp_path / "gone.wav", tmp_path / "text.wav"):

@@ -18,7 +18,7 @@ from conftest import write_tone
 
 from jaxser import audio, corpora, digests, extract, extract_lld, extractor, lld
 from jaxser.errors import WorkError
-from jaxser.store import load_frames
+from jaxser.store import Entry, load_frames, open_store, write_part
 
 
 def run(table: Path, cache: Path, **changes):
@@ -295,6 +295,56 @@ def test_what_was_written_and_is_not_there_is_told(table: Path, tmp_path: Path, 
     assert (len(contents), len(left_out)) == (46, 2)
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["of now", "of before"])
+def test_a_host_waits_for_what_it_does_not_see_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool):
+    # As the second of two hosts, on a disk that takes long to read and shows late what the first has written.
+    lld_of = extract.sound_extractor(extract.Config(features="lld", cache=tmp_path))
+    store, now = open_store(tmp_path, lld_of.settings), [0.0]
+
+    def slow(*given):
+        now[0] += 10 * extractor.PATIENCE
+        return open_store(*given)
+
+    def shown_after(seconds: float) -> None:
+        now[0] += seconds
+        write_part(store, [Entry("a", np.ones((2, 34), np.float32), "sound", 0.1)])
+
+    second = {
+        "after_first": lambda work: work(),
+        "of_first": lambda work: [["a"]] if new else [],
+        "demand_agreement": lambda *_: None,
+        "share": lambda parts: [],
+        "tell": lambda work: [work()],
+        "count": lambda: 2,
+        "first": lambda: False,
+    }
+    monkeypatch.setattr(extractor, "hosts", SimpleNamespace(**second))
+    monkeypatch.setattr(extractor, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=shown_after))
+    monkeypatch.setattr(extractor, "open_store", slow)
+    assert set(extractor.fill(tmp_path, lld_of, {"one": ("a", tmp_path)}, 1).rows) == {"a"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose disk is sure to fail")
+def test_a_part_that_its_disk_does_not_give_ends_the_work(table: Path, tmp_path: Path):
+    _, store, *_ = run(table, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "audio")  # so that nothing could be made anew
+    part = next(store.folder.glob("*.npy"))
+    kept = part.rename(tmp_path / "kept")
+    part.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error"):
+        run(table, tmp_path / "cache")
+    kept.replace(part)
+    _, _, contents, left_out = run(table, tmp_path / "cache")
+    assert (len(contents), left_out) == (48, ())
+
+
+def test_a_path_that_no_file_can_have_is_left_out(table: Path, tmp_path: Path):
+    with table.open("a") as file:
+        file.write("audio/a\0b.wav,low,s9,g1\n")
+    _, _, contents, left_out = run(table, tmp_path / "cache")
+    assert (len(contents), [reason for _, reason in left_out]) == (48, ["no such file"])
+
+
 def test_nothing_usable(tmp_path: Path):
     (tmp_path / "t.csv").write_text("path,label,speaker\na.wav,x,1\nb.wav,y,2\n")
     with pytest.raises(WorkError, match=r"none of 2 utterances can be used.*no such file"):
@@ -309,4 +359,4 @@ def test_a_damaged_part_is_made_anew(table: Path, tmp_path: Path, capsys: pytest
     _, _, contents, _ = run(table, tmp_path / "cache")
     assert part.read_bytes() == whole
     assert len(contents) == 48
-    assert "damaged" in capsys.readouterr().err
+    assert "1 damaged parts are made anew, as far as this corpus still has them" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and say their name where they cannot be."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,26 @@ def test_a_full_disk_spoils_nothing_and_is_named(tmp_path: Path, old: bytes | No
     with full_disk(10_000), pytest.raises(OSError, match=r"File too large: .*/a'$"):
         files.write_bytes(path, bytes(20_000))
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Or a power cut may leave the name, and an empty file.
+    path, synced, sync = tmp_path / "a", [], os.fsync
+
+    def fsync(number: int) -> None:
+        sync(number)
+        synced.append((os.fstat(number).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_bytes(path, bytes(1_000))
+    assert synced == [(1_000, False)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose disk is sure to fail")
+def test_json_that_a_disk_does_not_give_is_not_taken_for_none(tmp_path: Path):
+    (tmp_path / "a.json").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=r"Input/output error: .*/a\.json'$"):
+        files.json_of(tmp_path / "a.json")
 
 
 def test_a_folder_that_is_not_there_is_named_with_the_file(tmp_path: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxser import audio
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.recordings import Recording, counted, find, hold_out, hours
 
 RATE = audio.SAMPLE_RATE
@@ -118,15 +118,34 @@ def test_what_the_system_refuses_is_left_out(folder: Path, tmp_path: Path, monke
     assert counted(found.left_out) == "1 cannot be reached"
     with pytest.raises(CallError, match="x: cannot be reached: File name too long"):
         find([tmp_path / ("x" * 300)], 8_000)
-    is_file = Path.is_file
+    opened = Path.open
 
-    def stale(path: Path) -> bool:
+    def refused(path: Path, *how) -> object:
+        if path.name == "a.wav":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *how)
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert dict(find([folder], 8_000).left_out)[str(folder / "a.wav")] == "cannot be reached: Permission denied"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose disk is sure to fail")
+def test_what_a_disk_does_not_give_just_now_is_not_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "z.wav").symlink_to("/proc/self/mem")
+    with pytest.raises(WorkError, match=r"/z\.wav cannot be read now: Input/output error: run again$"):
+        find([folder], 8_000)
+    (folder / "z.wav").unlink()
+    is_file, opened = Path.is_file, Path.open
+
+    def stale(path: Path, *how) -> object:
         if path.name == "broken.wav":
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
-        return is_file(path)
+        return (opened if how else is_file)(path, *how)
 
     monkeypatch.setattr(Path, "is_file", stale)
-    assert dict(find([folder], 8_000).left_out)[str(folder / "broken.wav")] == f"cannot be reached: {os.strerror(errno.ESTALE)}"
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(WorkError, match=rf"/broken\.wav cannot be read now: {os.strerror(errno.ESTALE)}: run again$"):
+        find([folder], 8_000)
 
 
 def test_nothing_that_can_be_used(folder: Path):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import time
@@ -77,6 +78,21 @@ def test_a_reason_that_passes_is_not_remembered(tmp_path: Path):
     assert (set(store.rows), store.failed) == ({"a"}, {"b": "silent"})
 
 
+def test_work_that_lacks_something_makes_other_files(tmp_path: Path):
+    # As of two processes at once: the disk does not give "b" to one of them.
+    store, lacking = open_store(tmp_path, SETTINGS), Entry("b", None, reason="cannot be reached", passing=True)
+    write_part(store, [entry("a", 2), lacking, entry("c", 3)])
+    before = open_store(tmp_path, SETTINGS)
+    write_part(store, [entry("a", 2), entry("b", 4), entry("c", 3)])
+    for opened in (before, open_store(tmp_path, SETTINGS)):
+        assert not opened.damaged
+        np.testing.assert_array_equal(np.asarray(load_frames(opened, ["c"]).x)[0], entry("c", 3).frames)
+    names = {"part-" + hashlib.sha256("\n".join(of).encode()).hexdigest()[:16] for of in ("ac", "abc")}
+    assert {path.stem for path in store.folder.glob("part-*")} == names
+    write_part(store, [lacking])
+    assert {path.stem for path in store.folder.glob("part-*")} == names
+
+
 def test_other_settings_are_another_store(tmp_path: Path):
     write_part(open_store(tmp_path, SETTINGS), [entry("a", 2)])
     for other in ({"window_ms": 25.0}, {"extractor": "wav2vec"}, {"width": 4}):
@@ -89,6 +105,17 @@ def test_a_store_that_is_not_what_it_says_is_refused(tmp_path: Path):
     (store.folder / "provenance.json").write_text(json.dumps(SETTINGS | {"window_ms": 25.0}))
     with pytest.raises(WorkError, match="does not describe"):
         open_store(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"extractor": "l', b"[]"])
+def test_a_damaged_description_is_written_anew(tmp_path: Path, left: bytes):
+    store = open_store(tmp_path, SETTINGS)
+    write_part(store, [entry("a", 2)])
+    note = store.folder / "provenance.json"
+    whole = note.read_bytes()
+    note.write_bytes(left)
+    assert set(open_store(tmp_path, SETTINGS).rows) == {"a"}
+    assert note.read_bytes() == whole
 
 
 def test_what_a_kill_leaves_is_not_read(tmp_path: Path):
@@ -126,6 +153,43 @@ def test_damaged_parts_are_seen(tmp_path: Path, damage: str):
     assert store.damaged == (path.stem,)
     write_part(store, [entry("b", 3)])
     assert set(open_store(tmp_path, SETTINGS).rows) == {"a", "b"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose disk is sure to fail")
+@pytest.mark.parametrize("kind", [".npy", ".json"])
+def test_what_a_disk_does_not_give_is_no_damage(tmp_path: Path, kind: str):
+    store = open_store(tmp_path, SETTINGS)
+    for name in "ab":
+        write_part(store, [entry(name, 3)])
+    path = open_store(tmp_path, SETTINGS).rows["b"].part.with_suffix(kind)
+    kept = path.rename(tmp_path / "kept")
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        open_store(tmp_path, SETTINGS)
+    assert raised.value.filename == str(path)
+    kept.replace(path)
+    assert set(open_store(tmp_path, SETTINGS).rows) == {"a", "b"}
+
+
+def test_a_part_that_was_opened_before_is_read_again_only_where_it_has_changed(tmp_path: Path):
+    store = open_store(tmp_path, SETTINGS)
+    for name in "ab":
+        write_part(store, [entry(name, 3)])
+    before = open_store(tmp_path, SETTINGS)
+    path = before.rows["b"].part
+    times, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a change that only reading finds
+    write_part(store, [entry("c", 3)])
+    assert open_store(tmp_path, SETTINGS).damaged == (path.stem,)
+    again = open_store(tmp_path, SETTINGS, before)
+    assert (set(again.rows), again.damaged) == ({"a", "b", "c"}, ())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    again = open_store(tmp_path, SETTINGS, again)
+    assert (set(again.rows), again.damaged) == ({"a", "c"}, (path.stem,))
+    again.rows["a"].part.unlink()
+    assert set(open_store(tmp_path, SETTINGS, again).rows) == {"c"}
 
 
 HARMS = [{"rows": []}, {"rows": {"b": [0, 9, "", 0.1]}}, {"rows": {"b": [0]}}, {"failed": {"c": 1}}, []]
