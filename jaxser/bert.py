@@ -79,6 +79,8 @@ def find(name: str, memory: Path) -> Model:
     files = [folder / CONFIG, *_first_of(folder, name, VOCABULARY), *_first_of(folder, name, WEIGHTS)]
     files += [folder / other for other in OTHERS if (folder / other).is_file()]
     found = digests(files, memory)
+    if refused := [path.name for path in files if path not in found]:
+        raise CallError(f"--text-model {name}: its {refused[0]} cannot be read: look at who may read it, and at its disk")
     return Model(folder, text_digest("\n".join(f"{path.name} {found[path]}" for path in files)), width)
 
 

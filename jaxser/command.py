@@ -14,6 +14,7 @@ import time
 import traceback
 from _thread import interrupt_main
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,12 +22,10 @@ from typing import Any, TypeVar
 
 import tyro
 
+from jaxser import cgroups
 from jaxser.errors import CallError
 
 Config = TypeVar("Config")
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may take of memory and of the cores' time."""
 
 
 class _CtrlC:
@@ -77,10 +76,11 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
 
     Exits with 2 where the call is wrong, with 1 where the work failed, with 130 at Ctrl-C; the message is one line on stderr.
     An exception that is none of ours is a bug and keeps its traceback. A configuration whose `keeps` is false has nothing to go
-    on with.
+    on with. An error of memory may say in an attribute `busy_with` what there was not enough for.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     _CtrlC.listen()
     goes_on = ""
     try:
@@ -106,7 +106,8 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        _leave(name, "; ".join(filter(None, (f"out of memory: {_smaller(config)}", goes_on))), 1)
+        at = f", busy with {error.busy_with}" if hasattr(error, "busy_with") else ""
+        _leave(name, "; ".join(filter(None, (f"out of memory{at}: {_smaller(config)}", goes_on))), 1)
     except KeyboardInterrupt:
         print("; ".join(filter(None, (f"{name}: interrupted", goes_on))), file=sys.stderr, flush=True)
     else:
@@ -131,6 +132,7 @@ LIGHTER = {
     "memory": "--memory GIB leaves frames on disk",
     "parallel": "--parallel 1 trains one run at a time",
     "batch_seconds": "--batch-seconds and --crop-seconds make batches smaller",
+    "max_seconds": "--max-seconds SECONDS hears at most so much of a recording",
     "jobs": "--jobs 1 reads one file at a time",
     "segments": "--segments 5 reads long recordings in windows",
 }
@@ -163,11 +165,11 @@ def workers(jobs: int = 0) -> int:
 def _cores() -> int:
     # A container may see all cores and have no more than some of their time.
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
-    try:
-        quota, period = map(int, (CGROUP / "cpu.max").read_text().split())
-        return max(1, min(cores, math.ceil(quota / period)))
-    except (OSError, ValueError):  # no such limit
-        return cores
+    for limit in cgroups.files("cpu.max"):
+        with suppress(OSError, ValueError):  # no such limit
+            quota, period = map(int, limit.read_text().split())
+            cores = min(cores, math.ceil(quota / period))
+    return max(1, cores)
 
 
 def settings_of(config: Any, left_out: Sequence[str]) -> dict[str, Any]:

@@ -271,6 +271,8 @@ def read_csv(table: Path) -> Corpus:
             if not value[name]:
                 raise CallError(f"{table}, line {line}: no {name}")
         path = Path(value["path"])
+        if not path.name:
+            raise CallError(f"{table}, line {line}: the path {value['path']!r} names no file")
         value["id"] = value["id"] or path.with_suffix("").as_posix()
         utterances.append(Utterance(**(value | {"path": table.parent / path})))
     for name in ("speaker", "group", "id"):

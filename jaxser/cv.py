@@ -36,7 +36,9 @@ class Config(extract.Config):
     show: tuple[str, ...] = ()
     """Ids of utterances whose alignment is drawn. Default: one of each class, recognised and with the median certainty."""
     validate: bool = False
-    """Score each run on speakers held out *inside* its training folds, not on its test fold: for choosing settings."""
+    """Score each run on speakers held out *inside* its training folds, not on its test fold: for choosing settings. Over all
+    folds the utterances scored are those of the test: confirm a setting chosen by the mean on another corpus, or choose it
+    fold by fold from scores.csv."""
     seeds: int = 1
     """How many repetitions, seeds 0 to n-1: each draws its own subset, initial weights, batches and dropout."""
     updates: int | None = None

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxser.command import CGROUP, workers
+from jaxser import cgroups
+from jaxser.command import workers
 from jaxser.digests import text_digest
 from jaxser.store import ALIGNMENT, aligned
 
@@ -22,6 +23,10 @@ other cores too."""
 
 SHARE = 0.6
 """Of a device's free memory, what frames may take; the rest is for training."""
+
+LIMITS = {"memory.max": ("memory.current", ""), "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_")}
+"""Of both versions of cgroups: where a group's limit stands, where what it and the groups inside it have taken, and how the
+rows of `memory.stat` begin that count these too."""
 
 
 def prepare(cache: Path) -> None:
@@ -99,19 +104,21 @@ def memory_for_frames(device: Any, apart: bool = False) -> float:
 
 
 def _available() -> int:
-    # Of the machine, or of the container where that allows less.
+    # Of the machine, or of the container or the job where that allows less, or of what that lies in.
     try:
         lines = Path("/proc/meminfo").read_text().split("\n")
-        machine = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        left = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        most, now, parts = ((CGROUP / f"memory.{what}").read_text() for what in ("max", "current", "stat"))
-        of = dict(line.split() for line in parts.splitlines())
-        files = int(of["active_file"]) + int(of["inactive_file"])  # what was read, kept as long as nobody wants the room
-        return min(machine, max(0, int(most) - int(now) + files))
-    except (OSError, ValueError, KeyError):  # no such limit
-        return machine
+        left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, (taken, prefix) in LIMITS.items():
+        for file in cgroups.files(limit):
+            with suppress(OSError, ValueError, KeyError):  # no such limit
+                most, now, parts = (path.read_text() for path in (file, file.with_name(taken), file.with_name("memory.stat")))
+                of = dict(line.split() for line in parts.splitlines())
+                # What was read from files is kept as long as nobody wants the room.
+                files = sum(int(of[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+                left = min(left, max(0, int(most) - int(now) + files))
+    return left
 
 
 def processor() -> str:

@@ -91,7 +91,7 @@ def prepare(
             continue
         if config.exclude_repeated_text:
             splits = leaks.without_repeated_text(corpus.utterances, splits)
-            way_out = "leave out --exclude-repeated-text, "
+            way_out = "leave out --exclude-repeated-text"
         repeated = leaks.repeated_text(corpus.utterances, splits)
         checks.append(leaks.repeated_text_in_words(repeated))
     folds.check_classes(corpus.utterances, corpus.classes, dealt.names, splits, way_out)

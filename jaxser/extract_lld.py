@@ -62,11 +62,12 @@ def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
     return [list(tasks[first : first + PART]) for first in range(0, len(tasks), PART)]
 
 
-def compute(parts: Sequence[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any]) -> Iterator[list[Entry]]:
+def compute(parts: Iterable[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any]) -> Iterator[list[Entry]]:
     """The descriptors of the files, a part at a time. `jobs` is the number of processes, `bar` whether there is to be a bar.
 
     One process is this one, which also begins alone.
     """
+    parts = list(parts)
     tasks = [task for part in parts for task in part]
     if not tasks:
         return

@@ -4,7 +4,7 @@ The store is keyed by the model's content and the way tags are treated; in it ea
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,29 +54,26 @@ def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
 
     Words cost little beside sound, and a BERT sorts them by lengths that it alone knows.
     """
-    return [list(tasks)]
+    return [list(tasks)] if tasks else []
 
 
-def bert_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, load: Callable[[], bert.Encoder]) -> Iterator[list[Entry]]:
-    """The pieces and vectors of texts, longest first, a part of the store at a time.
+def bert_compute(parts: Iterable[list[Task]], jobs: int, bar: bool, load: Callable[[], bert.Encoder]) -> Iterator[list[Entry]]:
+    """The pieces and vectors of texts, those of each part longest first, a part of the store at a time.
 
     `jobs` is not used: the devices do the work. `bar` is whether there is to be a bar.
     """
-    tasks = [task for part in parts for task in part]
-    if not tasks:
-        return
-    encoder, texts = load(), [text for _, text in tasks]
     hidden = not (bar and sys.stderr.isatty())
-    with tqdm(total=len(tasks), desc="bert", unit="text", disable=hidden, leave=False) as shown:
+    encoder = None
+    for part in parts:
+        encoder = encoder or load()
+        with tqdm(total=len(part), desc="bert", unit="text", disable=hidden, leave=False) as shown:
+            yield from _in_parts(_of_bert(encoder, part, shown))
 
-        def entries() -> Iterator[Entry]:
-            for number, pieces in encoder(texts):
-                shown.update()
-                yield _entry(tasks[number][0], pieces.words, pieces.vectors, pieces.cut)
 
-        found = entries()
-        while part := list(islice(found, PART)):
-            yield part
+def _of_bert(encoder: bert.Encoder, part: list[Task], bar: tqdm) -> Iterator[Entry]:
+    for number, pieces in encoder([text for _, text in part]):
+        bar.update()
+        yield _entry(part[number][0], pieces.words, pieces.vectors, pieces.cut)
 
 
 def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
@@ -89,23 +86,27 @@ def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
     return {"extractor": "glove", "width": found["width"], "file_sha256": found["digest"], "tags": tags}
 
 
-def glove_compute(parts: Sequence[list[Task]], jobs: int, bar: bool, path: Path, width: int) -> Iterator[list[Entry]]:
-    """The tokens and vectors of texts, a part of the store at a time; the file is gone through once.
+def glove_compute(parts: Iterable[list[Task]], jobs: int, bar: bool, path: Path, width: int) -> Iterator[list[Entry]]:
+    """The tokens and vectors of texts, a part of the store at a time; the file is gone through once, for all parts.
 
     `jobs` and `bar` are not used.
     """
-    of = {content: glove.tokens(text) for part in parts for content, text in part}
+    of = [[(content, glove.tokens(text)) for content, text in part] for part in parts]
     if not of:
         return
-    every = [token for tokens in of.values() for token in tokens]
+    every = [token for part in of for _, tokens in part for token in tokens]
     vectors = glove.vectors(path, {part for token in every for part in (token, *token.split("-"))})
     if unknown := glove.unknown(vectors, every):
         names = ", ".join(sorted(set(unknown))[:5])
         print(
             f"{path.name}: {len(unknown)} of {len(every)} words are not in it and become zeros ({names}, ...)", file=sys.stderr
         )
-    found = (_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width)) for content, tokens in of.items())
-    while part := list(islice(found, PART)):
+    for part in of:
+        yield from _in_parts(_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width)) for content, tokens in part)
+
+
+def _in_parts(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    while part := list(islice(entries, PART)):
         yield part
 
 

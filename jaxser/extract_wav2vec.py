@@ -8,8 +8,9 @@ neighbours in a batch move its features by rounding alone (1e-6).
 import hashlib
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby, islice
 from math import floor, log2
 from typing import Any, Literal, NamedTuple
@@ -56,6 +57,8 @@ class Clip(NamedTuple):
 
     content: str
     waveform: np.ndarray | None
+    name: str = ""
+    """What people call it."""
     sound: str = ""
     reason: str = ""
     passing: bool = False
@@ -104,19 +107,20 @@ def _samples(tasks: Sequence[Task], jobs: int, settings: Mapping[str, Any]) -> l
 
 
 def compute(
-    parts: Sequence[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any], load: Callable[[], wav2vec.Encoder]
+    parts: Iterable[list[Task]], jobs: int, bar: bool, settings: Mapping[str, Any], load: Callable[[], wav2vec.Encoder]
 ) -> Iterator[list[Entry]]:
-    """The features of the files, a part at a time.
+    """The features of the files, a part at a time, each asked for while the two before it are at work.
 
-    `jobs` is the number of threads that decode, `bar` whether there is to be a bar.
+    `jobs` is the number of threads that decode, `bar` whether there is to be a bar, which asks for all parts at once.
     """
-    if not parts:
-        return  # nor are the weights read
     hidden = not (bar and sys.stderr.isatty())
+    parts = parts if hidden else list(parts)
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
     decoding = ([pool.submit(_decode, task, settings) for task in part] for part in parts)
     try:
         ahead: deque[list[Future[Clip]]] = deque(islice(decoding, 2))  # while the weights are read too
+        if not ahead:
+            return  # nor are the weights read
         encoder, budget = load(), _budget()
         with tqdm(
             total=0 if hidden else sum(_samples([task for part in parts for task in part], jobs, settings)) / audio.SAMPLE_RATE,
@@ -201,7 +205,20 @@ def _decode(task: Task, settings: Mapping[str, Any]) -> Clip:
         waveform = audio.read(source, settings["max_seconds"], settings["crop"])
     except audio.AudioError as error:
         return Clip(content, None, reason=str(error), passing=isinstance(error, audio.Unreachable))
-    return Clip(content, waveform, hashlib.sha256(waveform).hexdigest())
+    name = "" if isinstance(source, np.ndarray) else str(source.path if isinstance(source, audio.Span) else source)
+    return Clip(content, waveform, name, hashlib.sha256(waveform).hexdigest())
+
+
+@contextmanager
+def _at_work_on(batch: Sequence[Clip]) -> Iterator[None]:
+    # What a device has no memory for is told of with its longest file (`command.run_command`).
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        longest = max(batch, key=lambda clip: len(clip.waveform))
+        seconds = len(longest.waveform) / audio.SAMPLE_RATE
+        error.busy_with = f"{longest.name or 'a signal'} of {seconds:.0f} s, the longest in its batch"
+        raise
 
 
 def _encode(
@@ -223,7 +240,8 @@ def _encode(
             sound.append(clip)
 
     def finish(batch: list[Clip], features: jax.Array, frames: jax.Array) -> None:
-        features, frames = np.asarray(features), np.asarray(frames)
+        with _at_work_on(batch):
+            features, frames = np.asarray(features), np.asarray(frames)
         for row, clip in enumerate(batch):
             seconds = len(clip.waveform) / audio.SAMPLE_RATE
             # Not copied: the padding of their batch stays in memory until they are written.
@@ -232,10 +250,12 @@ def _encode(
 
     under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()
     for numbers, waveforms, lengths in padded_batches([clip.waveform for clip in sound], budget, longest, encoder.mesh.size):
-        z, c, frames = encoder(waveforms, lengths)
-        features = z if layer == "z" else c
-        features.copy_to_host_async()
-        under_way.append(([sound[number] for number in numbers], features, frames))
+        batch = [sound[number] for number in numbers]
+        with _at_work_on(batch):
+            z, c, frames = encoder(waveforms, lengths)
+            features = z if layer == "z" else c
+            features.copy_to_host_async()
+        under_way.append((batch, features, frames))
         if len(under_way) > 1:  # the device works on the next batch while this one is fetched
             finish(*under_way.popleft())
     while under_way:

@@ -1,7 +1,7 @@
 """What computes features of one kind, and how a store is filled with them, on one host or on several."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Extractor:
     """Why an utterance has nothing to be read, or nothing that can be."""
     plan: Callable[[Sequence[Task], int], list[list[Task]]]
     """What `contents` gave of a whole corpus, and the number of workers -> the same in parts of some seconds of work each."""
-    compute: Callable[[Sequence[list[Task]], int, bool], Iterator[list[Entry]]]
+    compute: Callable[[Iterable[list[Task]], int, bool], Iterator[list[Entry]]]
     """Some parts, the number of workers, and whether to draw a bar -> entries, in whole parts."""
     weights: str = ""
     """What people call the weights, where there are any; the settings name them by content."""

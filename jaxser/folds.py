@@ -58,13 +58,13 @@ def assign(corpus: Corpus, count: int | None = None, random: bool = False) -> Fo
         )
     if groups and count is None:
         names = sorted({u.group for u in utterances})
-        if len(names) < 2:
+        if len(names) > 1:
+            of = np.array([names.index(u.group) for u in utterances], np.int32)
+            rule = f"each of {len(names)} groups held out once ({', '.join(names)})"
+            return Folds(of, tuple(names), rule, True)
+        if speakers:
             raise CallError(f"only one group, {names[0]!r}: nothing is left to train on. Give --folds to deal speakers")
-        of = np.array([names.index(u.group) for u in utterances], np.int32)
-        rule = f"each of {len(names)} groups held out once ({', '.join(names)})"
-        return Folds(of, tuple(names), rule, True)
-    unit = "speaker" if speakers else "group"
-    return _deal(corpus, unit, count or DEFAULT_FOLDS)
+    return _deal(corpus, "speaker" if speakers else "group", count or DEFAULT_FOLDS)
 
 
 def _deal(corpus: Corpus, unit: str, count: int) -> Folds:
@@ -72,9 +72,15 @@ def _deal(corpus: Corpus, unit: str, count: int) -> Folds:
     pairs = [tuple(s for s in pair if s in sizes) for pair in corpus.pairs] if unit == "speaker" else []
     pairs = [pair for pair in pairs if pair]
     single = sorted(sizes.keys() - {s for pair in pairs for s in pair}, key=lambda name: (-sizes[name], name))
+    one, many = ("pair of speakers", "pairs of speakers") if any(len(p) > 1 for p in pairs) else (unit, f"{unit}s")
+    if len(pairs) + len(single) < 2:
+        raise CallError(
+            f"speaker-independent folds are impossible with one {one} ({', '.join(sorted(sizes))}): nobody is left to train "
+            f"on. Add other {unit}s; or leave the columns speaker and group out of a CSV and say --random-folds, and every "
+            "score will be marked as not speaker-independent"
+        )
     if len(pairs) + len(single) < count:
-        what = "pairs of speakers" if any(len(p) > 1 for p in pairs) else f"{unit}s"
-        raise CallError(f"--folds {count}: only {len(pairs) + len(single)} {what} to deal; ask for at most that many folds")
+        raise CallError(f"--folds {count}: only {len(pairs) + len(single)} {many} to deal; ask for at most that many folds")
     dealt: list[list[str]] = [[] for _ in range(count)]
     for i, pair in enumerate(pairs):
         dealt[i % count] += pair
@@ -104,6 +110,8 @@ class Split:
 
     train: np.ndarray
     test: np.ndarray
+    scored: str = ""
+    """Whose rows are scored, where that is not whom the fold holds out."""
 
 
 def splits(folds: Folds, validate: bool = False) -> list[Split]:
@@ -117,7 +125,11 @@ def splits(folds: Folds, validate: bool = False) -> list[Split]:
         raise CallError("--validate needs at least three folds: one put away, one to score, one to train on")
     scored = [(fold + 1) % count if validate else fold for fold in range(count)]
     return [
-        Split(np.flatnonzero((folds.of != fold) & (folds.of != other)), np.flatnonzero(folds.of == other))
+        Split(
+            np.flatnonzero((folds.of != fold) & (folds.of != other)),
+            np.flatnonzero(folds.of == other),
+            folds.names[other] if validate else "",
+        )
         for fold, other in enumerate(scored)
     ]
 
@@ -134,10 +146,13 @@ def check_classes(
         for some, role in ((rows.train, "train on"), (rows.test, "test")):
             for label in classes:
                 if not (labels[some] == label).any():
-                    raise WorkError(
-                        f"fold {fold} ({name} held out) has no example of {label!r} to {role}: {way_out}use fewer --folds, or "
-                        f"leave the class out with --classes {','.join(c for c in classes if c != label)}"
-                    )
+                    who = f"{name} put away, {rows.scored} scored" if rows.scored else f"{name} held out"
+                    left = [c for c in classes if c != label]
+                    ways = [way_out] * bool(way_out)
+                    ways += ["use fewer --folds"] * (len(splits) > 2)
+                    ways += [f"leave the class out with --classes {','.join(left)}"] * (len(left) > 1)
+                    ways = ways or ["have it said by more speakers"]
+                    raise WorkError(f"fold {fold} ({who}) has no example of {label!r} to {role}: {', or '.join(ways)}")
 
 
 def largest_balanced(labels: Int[np.ndarray, " n"], splits: Sequence[Split], classes: int) -> int:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ import tyro
 from platformdirs import user_cache_path
 
 from jaxser import audio, devices, labels, models, timelines
-from jaxser.command import demand_at_least, run_command
+from jaxser.command import demand_at_least, run_command, workers
 from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
 from jaxser.labels import Row, Span
@@ -195,8 +196,9 @@ def work_of(model: Recogniser, config: Config, paths: Sequence[Path], texts: Seq
     items: list[Item] = []
     spans: list[Span] = []
     longer, window = 0, round(config.segments * audio.SAMPLE_RATE)
-    for path, text in zip(paths, texts, strict=True):
-        whole = 0 if audio.absent(path) else audio.samples_promised(path)
+    with ThreadPoolExecutor(workers(config.jobs), thread_name_prefix="header") as pool:
+        lengths = list(pool.map(_samples_promised, paths))
+    for path, text, whole in zip(paths, texts, lengths, strict=True):
         if not window or whole <= window:
             kept = min(whole, round(heard * audio.SAMPLE_RATE) or whole)
             start = (whole - kept) // 2 if crop == "centre" else 0
@@ -209,6 +211,10 @@ def work_of(model: Recogniser, config: Config, paths: Sequence[Path], texts: Seq
             spans.append((str(path), *_in_seconds(start, window)))
     reads_sound = "audio" in {extractor.of for extractor in model.extractors}
     return Work(items, spans, longer if reads_sound else 0)
+
+
+def _samples_promised(path: Path) -> int:
+    return 0 if audio.absent(path) else audio.samples_promised(path)
 
 
 def _in_seconds(start: int, samples: int) -> tuple[float, float | None]:

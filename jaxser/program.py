@@ -68,6 +68,16 @@ class Program:
             self._updating[parallel] = over_runs(_update(self, parallel), self.mesh, parallel, apart=bool(self.table))
         return self._updating[parallel]
 
+    def predicting(self, parallel: int) -> Callable[..., Any]:
+        """Prediction for all runs that have places, on each device `parallel` of them at a time, or fewer where their batches
+        would hold more rows than those of training: that many are known to fit."""
+
+        def predict(inputs, labels, standards, rows, params):
+            return train.predict(self.model, inputs, standards, params, rows)
+
+        few = max(1, min(parallel, parallel * self.batch_size // train.PREDICT_BATCH))
+        return over_runs(predict, self.mesh, few, apart=bool(self.table))
+
     def counted(self, number: int) -> jax.Array:
         """A number that all devices are told."""
         return jax.device_put(*((np.full(self.mesh.size, number), self.each) if self.table else (number, self.whole)))
@@ -230,12 +240,8 @@ def predicted(
     places: int,
     parallel: int,
 ) -> list[Float32[np.ndarray, "m c"]]:
-    """Logits of each run's test rows, for parameters with a leading axis of runs; so many runs a device at a time."""
-
-    def predict(inputs, labels, standards, rows, params):
-        return train.predict(program.model, inputs, standards, params, rows)
-
-    predict_all = over_runs(predict, program.mesh, parallel, apart=bool(program.table))
+    """Logits of each run's test rows, for parameters with a leading axis of runs; `parallel` as they were trained."""
+    predict_all = program.predicting(parallel)
     width, batch = max(len(r.test) for r in runs), train.PREDICT_BATCH
     step = min(program.table // places // batch, -(-width // batch)) * batch if program.table else width
     together, logits = places * program.mesh.size, []

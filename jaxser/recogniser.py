@@ -1,10 +1,11 @@
 """What labels new speech: the heads of a cross-validation, the features they read, and the mean of what they say."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, tee
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from flax.errors import FlaxError
 from jaxtyping import Array, Float, Float32, Float64
+from tqdm import tqdm
 
 from jaxser import audio
 from jaxser.audio import AudioError
@@ -20,7 +22,7 @@ from jaxser.calibration import softmax
 from jaxser.command import workers
 from jaxser.corpora import Utterance
 from jaxser.errors import CallError
-from jaxser.extractor import Extractor
+from jaxser.extractor import Extractor, Task
 from jaxser.heads import HEADS
 from jaxser.standards import Standard, standardised
 from jaxser.store import Entry, Frames, averaged, frame_mask
@@ -110,26 +112,16 @@ class Recogniser:
         What comes out for one depends neither on `skip` nor on how many workers (`jobs`) there are.
         """
         blocks = [block for block in _blocks(len(items)) if block.stop > skip]
-        entries = zip(*(self._entries(extractor, items, blocks, jobs, bar) for extractor in self.extractors), strict=True)
-        for block in blocks:
-            some = [next(entries) for _ in block]
-            reasons = [next((e.reason for e in entry if e.frames is None), "") for entry in some]
-            usable = [entry for entry, reason in zip(some, reasons, strict=True) if not reason]
-            found = iter(self._predictions(usable))
-            yield from [reason or next(found) for reason in reasons][max(0, skip - block.start) :]
-
-    def _entries(
-        self, extractor: Extractor, items: Sequence[Item], blocks: Sequence[range], jobs: int, bar: bool
-    ) -> Iterator[Entry]:
-        # In the order of the items.
-        if extractor.of == "text":
-            yield from _texts(extractor, [items[i] for block in blocks for i in block])
-            return
-        planned = [extractor.plan([(f"{i}", items[i].source) for i in block], workers(jobs)) for block in blocks]
-        found = extractor.compute([part for parts in planned for part in parts], workers(jobs), bar)
-        for block, parts in zip(blocks, planned, strict=True):
-            there = {entry.content: entry for _ in parts for entry in next(found)}
-            yield from (there[f"{i}"] for i in block)
+        entries = zip(*(_entries(extractor, items, blocks, workers(jobs)) for extractor in self.extractors), strict=True)
+        hidden = not (bar and sys.stderr.isatty())
+        with tqdm(total=sum(map(len, blocks)), desc="labels", unit="item", disable=hidden, leave=False) as shown:
+            for block in blocks:
+                some = [next(entries) for _ in block]
+                reasons = [next((e.reason for e in entry if e.frames is None), "") for entry in some]
+                usable = [entry for entry, reason in zip(some, reasons, strict=True) if not reason]
+                found = iter(self._predictions(usable))
+                shown.update(len(block))
+                yield from [reason or next(found) for reason in reasons][max(0, skip - block.start) :]
 
     def _predictions(self, entries: Sequence[tuple[Entry, ...]]) -> Iterator[Prediction]:
         if not entries:
@@ -198,14 +190,32 @@ def _blocks(items: int) -> Iterator[range]:
         first, size = first + size, min(4 * size, 512)
 
 
-def _texts(extractor: Extractor, items: Sequence[Item]) -> Iterator[Entry]:
-    # All at once: words cost little beside sound.
-    said = [Utterance(f"{i}", Path(item.name), "", text=item.text) for i, item in enumerate(items)]
-    contents = extractor.contents(said)
-    tasks = list(dict(contents.values()).items())
-    found = {e.content: e for part in extractor.compute(extractor.plan(tasks, 1), 1, False) for e in part} if tasks else {}
-    for one in said:
-        yield found[contents[one.id][0]] if one.id in contents else Entry("", None, reason=extractor.why_none(one))
+def _entries(extractor: Extractor, items: Sequence[Item], blocks: Sequence[range], jobs: int) -> Iterator[Entry]:
+    # Of each item of these blocks, in order. A block is computed whole and by itself, so that none before it changes a bit, and
+    # planned when its turn is near, for that may read the header of every file in it.
+    asked, known = tee(_contents(extractor, items, block) for block in blocks)
+    parts = (part for tasks in asked for part in extractor.plan(list(dict(tasks.values()).items()), jobs))
+    found = extractor.compute(parts, jobs, False)
+    for block, tasks in zip(blocks, known, strict=True):
+        wanted, there = {content for content, _ in tasks.values()}, {}
+        while len(there) < len(wanted):
+            there |= {entry.content: entry for entry in next(found)}
+        for i in block:
+            if f"{i}" in tasks:
+                yield there[tasks[f"{i}"][0]]
+            else:
+                yield Entry("", None, reason=extractor.why_none(_utterance(items, i)))
+
+
+def _contents(extractor: Extractor, items: Sequence[Item], block: range) -> dict[str, Task]:
+    # By number, what of each item is to be read; sound is not stored, and so has no digest.
+    if extractor.of == "text":
+        return extractor.contents([_utterance(items, i) for i in block])
+    return {f"{i}": (f"{i}", items[i].source) for i in block}
+
+
+def _utterance(items: Sequence[Item], i: int) -> Utterance:
+    return Utterance(f"{i}", Path(items[i].name), "", text=items[i].text)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -1,5 +1,6 @@
 """BERT's vectors against torch's own BertModel, on real weights and on drawn ones; and what can be wrong with a model."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -167,6 +168,24 @@ def test_weights_that_are_not_the_configurations(minilm: Path, tmp_path: Path, c
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(WorkError, match=message):
         loaded(folder, tmp_path)
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 2}')
+    for name in ("vocab.txt", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    opened = Path.open
+
+    def refuse(path: Path, *how, **more):
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    assert bert.find(str(tmp_path), tmp_path / "digests.json").width == 8
+    (tmp_path / "digests.json").unlink()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CallError, match=f"--text-model {tmp_path}: its model.safetensors cannot be read"):
+        bert.find(str(tmp_path), tmp_path / "digests.json")
 
 
 def test_damaged_weights(minilm: Path, tmp_path: Path):

@@ -1,5 +1,7 @@
-"""How many work at something, and what is said at Ctrl-C."""
+"""How many work at something, what is read, and what is said at Ctrl-C."""
 
+import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -7,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxser import command
+from jaxser import cgroups, command, predict
 
 
+@pytest.mark.parametrize("group", ["", "slurm/job_7", "slurm/job_7/step_0"])
 @pytest.mark.parametrize(
     ("allowed", "cores"),
     [
@@ -23,12 +26,15 @@ from jaxser import command
     ],
 )
 def test_a_container_has_the_cores_that_its_share_of_their_time_fills(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str | None, cores: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str | None, cores: int, group: str
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(command, "CGROUP", tmp_path)
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/slurm/job_7/step_0\n")
+    (tmp_path / group).mkdir(parents=True, exist_ok=True)
     if allowed is not None:
-        (tmp_path / "cpu.max").write_text(allowed + "\n")
+        (tmp_path / group / "cpu.max").write_text(allowed + "\n")
     assert command.workers() == cores
     assert command.workers(5) == 5  # who states a number is heeded
 
@@ -50,3 +56,16 @@ run_command("a command", Config, main)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, f"a command: interrupted{more}\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoFlags:
+    pass
+
+
+def test_paths_on_standard_input_need_not_be_utf8(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9.wav\nna\xc3\xafve.wav\n"), "utf-8"))
+    monkeypatch.setattr(sys, "argv", ["x"])
+    found = []
+    command.run_command("jaxser.predict", NoFlags, lambda config: found.extend(predict.found("-")))
+    assert [os.fsencode(path) for path in found] == [b"caf\xe9.wav", b"na\xc3\xafve.wav"]

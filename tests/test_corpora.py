@@ -138,6 +138,8 @@ def test_csv(tmp_path: Path):
         ("path,label\n", "no rows"),
         ("", "no column"),
         ("path,label\na.wav,\n", "line 2: no label"),
+        ("path,label\na.wav,x\n.,y\n", r"line 3: the path '\.' names no file"),
+        ("path,label,id\n/,y,b\n", "line 2: the path '/' names no file"),
         ("path,label,speaker\na.wav,x,1\nb.wav,y,\n", "line 3: no speaker"),
         ('path,label\n"a.wav,x\n', "not a CSV"),
     ],

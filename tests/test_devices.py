@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from jaxser import devices
+from jaxser import cgroups, devices
 from jaxser.command import workers
 from jaxser.store import aligned
 
@@ -19,7 +20,7 @@ ASK = """
 import json, sys
 from pathlib import Path
 import jax
-from jaxser import devices
+from jaxser import cgroups, devices
 devices.prepare(Path(sys.argv[1]))
 print(json.dumps([jax.local_device_count(), jax.config.jax_compilation_cache_dir]))
 """
@@ -75,19 +76,49 @@ def test_devices_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch):
     assert devices.memory_for_frames(device, apart=True) == pytest.approx(0.6e9 / jax.local_device_count())
 
 
-def test_what_a_container_has_read_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+VERSIONS = {
+    2: ("0::/slurm/job_7/step_0\n", ".", ("memory.max", "memory.current"), ""),
+    1: ("4:memory:/slurm/job_7/step_0\n0::/\n", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+}
+
+
+@pytest.fixture(params=VERSIONS)
+def limit(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives a group around this process a limit, in a version of cgroups."""
+    own, tree, names, prefix = VERSIONS[request.param]
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN", tmp_path / "own")
+    (tmp_path / "own").write_text(own)
+
+    def set_limit(group: str, most: str, taken: int, read: int = 0) -> None:
+        folder = tmp_path / tree / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, number in zip(names, (most, taken), strict=True):
+            (folder / name).write_text(f"{number}\n")
+        rows = f"anon 1\nactive_file 7\ninactive_file 7\n{prefix}active_file {read}\n{prefix}inactive_file {read}\n"
+        (folder / "memory.stat").write_text(rows)
+
+    return set_limit
+
+
+@pytest.mark.parametrize("group", ["", "slurm/job_7", "slurm/job_7/step_0"])
+def test_what_a_container_has_read_takes_no_memory(limit: Callable[..., None], group: str):
     machine = devices._available()
-    assert machine > 3_000_000
-    for name, text in {
-        "max": "5000000",
-        "current": "4900000",
-        "stat": "anon 1\nactive_file 1000000\ninactive_file 2000000",
-    }.items():
-        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    assert machine > 4_000_000
+    limit(group, "5000000", 4_900_000, 1_500_000)
     assert devices._available() == 3_100_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices._available() == pytest.approx(machine, rel=0.5)
+    for unlimited in ("max", f"{2**63 - 4096}"):
+        limit(group, unlimited, 4_900_000, 1_500_000)
+        assert devices._available() == pytest.approx(machine, rel=0.5)
+
+
+def test_the_group_with_least_room_counts(limit: Callable[..., None]):
+    limit("slurm/job_7/step_0", "max", 1_000_000)
+    limit("slurm/job_7", "5000000", 1_000_000)
+    limit("slurm", "9000000", 8_000_000)  # others have taken most of it
+    assert devices._available() == 1_000_000
+    limit("slurm", "9000000", 9_500_000)
+    assert devices._available() == 0
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 5))

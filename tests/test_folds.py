@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def test_emodb_pairs(emodb: Path):
 def test_no_speaker_on_both_sides(speakers: list[int], count: int):
     corpus = corpus_of([f"s{s}" for s in speakers])
     if len(set(speakers)) < count:
-        with pytest.raises(CallError, match=f"only {len(set(speakers))} speakers"):
+        many = f"only {len(set(speakers))} speakers"
+        with pytest.raises(CallError, match=many if len(set(speakers)) > 1 else "impossible with one speaker"):
             folds.assign(corpus, count)
         return
     dealt = folds.assign(corpus, count)
@@ -55,6 +57,8 @@ def test_no_speaker_on_both_sides(speakers: list[int], count: int):
         if inside:
             voices = [{speakers[i] for i in some} for some in (inside.train, inside.test, test)]
             assert len(set.union(*voices)) == sum(map(len, voices))
+    if count > 2:  # what `cv --validate` says of its mean
+        assert sorted(row for inside in insides for row in inside.test) == list(range(len(speakers)))
 
 
 def test_validation_needs_a_third_fold():
@@ -96,18 +100,52 @@ def test_a_single_group():
         folds.assign(corpus_of(["1", "2"], ["x", "x"]))
 
 
-def check_classes(corpus: Corpus, count: int) -> None:
+IMPOSSIBLE = r"impossible with one {}: nobody is left to train on.*leave the columns speaker and group out .*--random-folds"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "count", "what"),
+    [
+        (corpus_of(["1"] * 4), None, r"speaker \(1\)"),
+        (corpus_of(["1"] * 4), 2, r"speaker \(1\)"),
+        (corpus_of(["1"] * 4, ["x", "x", "y", "y"]), 2, r"speaker \(1\)"),
+        (corpus_of([None] * 4, ["x"] * 4), None, r"group \(x\)"),
+        (replace(corpus_of(["1", "2"] * 2), pairs=(("1", "2"),)), None, r"pair of speakers \(1, 2\)"),
+    ],
+)
+def test_one_of_all_is_not_sent_in_a_circle(corpus: Corpus, count: int | None, what: str):
+    with pytest.raises(CallError, match=IMPOSSIBLE.format(what)):
+        folds.assign(corpus, count)
+    unnamed = replace(corpus, utterances=tuple(replace(u, speaker=None, group=None) for u in corpus.utterances))
+    assert len(folds.assign(unnamed, count, random=True).of) == 4  # the way out that it names
+
+
+def check_classes(corpus: Corpus, count: int, validate: bool = False, **more: str) -> None:
     dealt = folds.assign(corpus, count)
-    folds.check_classes(corpus.utterances, corpus.classes, dealt.names, folds.splits(dealt))
+    folds.check_classes(corpus.utterances, corpus.classes, dealt.names, folds.splits(dealt, validate), **more)
 
 
 def test_a_fold_without_a_class():
     corpus = corpus_of(["1", "1", "2", "2", "3", "3"], labels=list("ababaa"))
-    with pytest.raises(WorkError, match=r"\(3 held out\) has no example of 'b' to test.*--classes a"):
+    with pytest.raises(WorkError, match=r"\(3 held out\) has no example of 'b' to test: use fewer --folds$"):
         check_classes(corpus, 3)
+    with pytest.raises(WorkError, match=r"to test: leave out that flag, or use fewer --folds$"):
+        check_classes(corpus, 3, way_out="leave out that flag, ")
     corpus = corpus_of(["1", "1", "2", "2"], labels=list("abaa"))
-    with pytest.raises(WorkError, match="no example of 'b' to train on"):
+    with pytest.raises(WorkError, match=r"no example of 'b' to train on: have it said by more speakers$"):
         check_classes(corpus, 2)
+
+
+def test_a_class_is_left_out_where_two_are_left():
+    corpus = replace(corpus_of(list("112233"), labels=list("abcbcb")), classes=("a", "b", "c"))
+    with pytest.raises(WorkError, match=r"'a' to train on: use fewer --folds, or leave the class out with --classes b,c$"):
+        check_classes(corpus, 3)
+
+
+def test_who_lacks_a_class_is_named_where_the_next_fold_is_scored():
+    corpus = corpus_of(list("11223344"), labels=list("abaaabab"))  # 2 lacks b
+    with pytest.raises(WorkError, match=r"fold 0 \(1 put away, 2 scored\) has no example of 'b' to test"):
+        check_classes(corpus, 4, validate=True)
 
 
 labels_of = st.lists(st.integers(0, 3), min_size=40, max_size=120).map(lambda x: np.array([*x, 0, 1, 2, 3], np.int32))

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,7 +17,7 @@ import pytest
 import soundfile
 from conftest import write_table, write_tone
 
-from jaxser import audio, cv, labels, predict, recogniser, results
+from jaxser import audio, cv, labels, models, predict, recogniser, results
 from jaxser.errors import CallError, WorkError
 
 
@@ -107,6 +108,20 @@ def test_longer_ones_are_said(home: Path, tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr()
     assert "of 1 of 1 recordings the first 1 s were heard, as in training; --segments 1 labels all of them" in printed.err
     assert rows_of(printed.out)[0]["end"] == "1.000"
+
+
+def test_headers_are_read_side_by_side_and_their_order_kept(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = [write_tone(tmp_path / f"{i}.wav", 0.3 + 0.1 * i) for i in range(4)]
+    meeting, promised = threading.Barrier(2, timeout=5), audio.samples_promised
+
+    def promised_to_two(path: Path) -> int:
+        meeting.wait()
+        return promised(path)
+
+    monkeypatch.setattr(audio, "samples_promised", promised_to_two)
+    config = dataclasses.replace(config_of(home, *files), jobs=2)
+    work = predict.work_of(models.load(home / "run", cache=home / "cache"), config, files, [None] * 4)
+    assert work.spans == [(str(file), 0.0, pytest.approx(0.3 + 0.1 * i)) for i, file in enumerate(files)]
 
 
 def test_bad_files_have_their_row_and_reason(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -4,17 +4,20 @@ import csv
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import LITTLE, write_table
+from test_checkpoint import failing
 
 import jaxser
-from jaxser import audio, cv, models, recogniser, wav2vec
+from jaxser import audio, cv, glove, models, recogniser, wav2vec
 from jaxser.errors import CallError, WorkError
 from jaxser.files import read_csv
+from jaxser.store import Entry
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,14 @@ def test_saving_and_one_more_head_change_no_score(home: Path, tmp_path: Path):
     assert load(tmp_path, "plain").member(0, 0)
 
 
+def test_a_model_that_cannot_be_read_now_is_not_taken_for_none(home: Path, tmp_path: Path):
+    shutil.copytree(home / "mlp" / "model", tmp_path / "model")
+    with failing(tmp_path / "model" / "about" / "metadata"), pytest.raises(WorkError, match="cannot be read now"):
+        models.is_there(tmp_path / "model", final=True)
+    assert models.is_there(tmp_path / "model", final=True)
+    assert not models.is_there(tmp_path / "nothing", final=True)
+
+
 def test_signals_of_any_form_are_one_sound(home: Path):
     model = load(home, "mlp")
     signal, rate = soundfile.read(home / "corpus" / "audio" / "s1-high-3.wav", dtype="int16")
@@ -155,6 +166,61 @@ def test_words_are_read_where_the_head_reads_them(home: Path):
     first, second = model.stream([recogniser.Item("a", text="hello number 3"), recogniser.Item("b", text="[LAUGHTER]")])
     assert first.label in model.classes
     assert second == "nothing but tags in its text, '[LAUGHTER]' (--tags keep takes them as words)"
+
+
+def items_of(home: Path, count: int) -> list[recogniser.Item]:
+    """Recordings of the corpus, again and again, each with a text of its own; the third has none."""
+    files = sorted((home / "corpus").rglob("*.wav"))
+    return [recogniser.Item(f"{i}", files[i % len(files)], "" if i == 2 else f"hello number {i}") for i in range(count)]
+
+
+@pytest.mark.parametrize("name", ["mlp", "mean", "aligned"])
+def test_neither_those_before_nor_workers_change_a_bit(home: Path, name: str):
+    model, items = load(home, name).member(0, 0), items_of(home, 82)
+    whole = list(model.stream(items, jobs=1))
+    assert [number for number, found in enumerate(whole) if isinstance(found, str)] == [2] * (name == "aligned")
+    assert list(model.stream(items, jobs=3, skip=20)) == whole[20:]
+
+
+def test_a_text_depends_on_none_of_another_block(home: Path):
+    model = load(home, "text")
+    (extractor,) = model.extractors
+
+    def crowded(parts, jobs, bar):
+        for part in parts:  # a BERT's vectors depend on their company by rounding, these by much
+            yield [Entry(content, np.full((2, 3), len(part), np.float32), words=("a", "b")) for content, _ in part]
+
+    model = dataclasses.replace(model, extractors=(dataclasses.replace(extractor, compute=crowded),))
+    whole = list(model.stream(items_of(home, 100)))
+    for skip in (5, 16, 50, 90):
+        assert list(model.stream(items_of(home, 100), skip=skip)) == whole[skip:]
+
+
+def test_no_more_than_a_block_of_texts_is_in_memory(home: Path, monkeypatch: pytest.MonkeyPatch):
+    made, embedded = [], glove.embedded
+
+    def noted(*given):
+        vectors = embedded(*given)
+        made.append(weakref.ref(vectors))
+        return vectors
+
+    monkeypatch.setattr(glove, "embedded", noted)
+    there = []
+    for number, _ in enumerate(load(home, "text").stream(items_of(home, 1_000))):
+        if number == 0:
+            assert len(made) == 15  # of the first block, one has no text
+        there.append(sum(one() is not None for one in made))
+    assert len(made) == 999
+    assert max(there) <= 512 + 1  # zip keeps its last
+
+
+def test_a_row_waits_for_few_headers(home: Path, monkeypatch: pytest.MonkeyPatch):
+    read, samples_in = [], audio.samples_in
+    monkeypatch.setattr(audio, "samples_in", lambda source: read.append(source) or samples_in(source))
+    stream = load(home, "mean").stream(items_of(home, 2_000), jobs=2)
+    next(stream)
+    stream.close()
+    assert len(read) == 16 + 64 + 256  # those of the first block, and of two that are decoded ahead
 
 
 def test_other_weights_are_refused_and_moved_ones_found(home: Path, tmp_path: Path):

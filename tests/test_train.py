@@ -94,6 +94,35 @@ def test_a_call_takes_no_more_memory_for_more_runs_but_for_more_at_once():
     assert at_once > 1.2 * few
 
 
+def test_prediction_holds_no_more_than_training():
+    frames, labels = problem()
+    wide = Frames(np.repeat(frames.x, 10, 1), np.repeat(frames.mask, 10, 1))  # so that frames weigh more than parameters
+    mesh = Mesh(np.array(jax.local_devices()), ("runs",))
+    runs = runs_of(64)
+    rooms = rooms_of(wide, runs, 16)
+    of_all = program.Program(HEADS["mlp"].module(3, 0.2), optax.adam(1e-2), (wide,), labels, 16, mesh, rooms)
+    standards = jax.tree.map(lambda leaf: np.stack([leaf] * 64), (standardisation(moments(wide), runs[0].train),))
+    resting, order = program.started(of_all, runs), list(range(64))
+    own, params = of_all.seated(standards, order), of_all.seated(resting.changing[0], order)
+    shared, plan = of_all.placed(np.full((64, 4, 16), -1, np.int32))
+    training = of_all.updating(32).lower((of_all.counted(4), *shared), (own, plan), (resting.taken(of_all, order),))
+    shared, rows = of_all.placed(np.ones((64, 130), np.int32))
+    predicting = of_all.predicting(32).lower(shared, (own, rows, params))
+    needed = [lowered.compile().memory_analysis().temp_size_in_bytes for lowered in (predicting, training)]
+    assert needed[0] <= needed[1]
+
+
+@given(st.integers(1, 200), st.integers(1, 300))
+def test_as_many_runs_predict_at_once_as_have_the_rows_of_training(parallel: int, batch_size: int):
+    mesh = Mesh(np.array(jax.local_devices()), ("runs",))
+    of_all = program.Program(HEADS["mean"].module(3, 0.2), optax.adam(1e-2), (), np.zeros(0), batch_size, mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "over_runs", lambda one, mesh, few, apart: lambda: few)
+        few = of_all.predicting(parallel)()
+    allowed = [k for k in range(1, parallel + 1) if k * train.PREDICT_BATCH <= parallel * batch_size]
+    assert few == max(allowed, default=1)
+
+
 @pytest.mark.parametrize("head", SOME)
 def test_chunk_length_changes_no_bit(head: str):
     runs = runs_of(2, updates=30)
