@@ -75,7 +75,7 @@ class Cell:
         found = []
         for kind in HEADS[self.head].inputs:
             counts, width = kinds[kind]
-            mask = frame_mask(counts, counts.max())
+            mask = frame_mask(counts, int(counts.max()))
             x = np.where(mask[..., None], random.normal(3, 2, (*mask.shape, width)).astype(np.float32), 0)
             found.append(HEADS[self.head].summarise(Frames(x, mask)))
         return tuple(found), (np.arange(len(seconds)) % CLASSES).astype(np.int32)

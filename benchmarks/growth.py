@@ -15,7 +15,7 @@ from scipy import stats
 
 from benchmarks.calls import Turn, filling, our_turn, pace_of
 from benchmarks.cells import CELLS, Cell
-from benchmarks.timing import OtherLoad, conclude, machine, run_benchmark, say, stamp, table
+from benchmarks.timing import OtherLoad, conclude, keep, machine, run_benchmark, say, stamp, table
 from jaxser import devices, turns
 
 FEW, MANY = 25, 125
@@ -56,11 +56,12 @@ def main(config: Config) -> None:
     watch, cells = OtherLoad(), [Cell(*name.split(), config.size) for name in config.cells]
     with tempfile.TemporaryDirectory(prefix="jaxser-compiled-") as compiled:  # for the rounds after the first
         jax.config.update("jax_compilation_cache_dir", compiled)
-        found["cells"] = {}
+        found |= {"cells": {}, "devices": jax.local_device_count(), "load": None}
         with suppress(KeyboardInterrupt):  # what is measured by then is told
             for cell in cells:
                 found["cells"][cell.name] = growth_of(cell, config.rounds)
-    found |= {"devices": jax.local_device_count(), "load": watch.share()}
+                found["load"] = watch.share()
+                keep(found, config.json)
     conclude(found, report(found), config.json)
 
 

@@ -3,11 +3,14 @@
 import csv
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import jax
 import numpy as np
 import soundfile
 import torch
@@ -20,6 +23,12 @@ from convert.wav2vec import Call
 from convert.wav2vec import main as convert
 from jaxser import audio, corpora, extract, extract_wav2vec, wav2vec
 from jaxser.architecture import LARGE
+
+PINNED = "pinned_host"
+"""jax's name of memory of the host that a GPU copies to by itself, several times as fast as to ordinary memory."""
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""Waveforms f32[b, s] and how many samples of each count, i64[b]."""
 
 
 def time_ragged(
@@ -63,9 +72,9 @@ def time_ragged(
         return {key: (timing, seconds) for key, timing in take_turns(found, rounds).items()}
 
 
-def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtype) -> dict[str, Callable[[], None]]:
+def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtype) -> dict[str, Callable[[], object]]:
     """Batches as extraction makes them, through ours and through the compiled twin; the features come back to the host while
-    the device computes the next batch."""
+    the device computes the next batch. Where the device has pinned memory ours is tried with it too."""
     batches = [
         (batch, np.where(lengths, lengths, batch.shape[1]))  # the twin divides by the frames of a row, also of an empty one
         for _, batch, lengths in extract_wav2vec.padded_batches(
@@ -73,33 +82,66 @@ def batch_calls(waveforms: list[np.ndarray], model: torch.nn.Module, dtype: Dtyp
         )
     ]
     encoder = wav2vec.make_encoder(LARGE, our_params(model), dtype)
-    twin = torch.compile(torch_twins.MaskedTwin(model), dynamic=True)
+    torch._dynamo.config.recompile_limit = 64  # each padded length is a program of its own; after eight torch would give up
+    twin = torch.compile(torch_twins.MaskedTwin(model), dynamic=False)
+    ways = {"jaxser": partial(features_of, encoder, batches)}
+    if PINNED in {memory.kind for memory in jax.local_devices()[0].addressable_memories()}:
+        ways["jaxser pinned"] = partial(features_of, encoder, batches, PINNED)
+    ways["masked twin compiled"] = partial(twins_features, twin, batches, getattr(torch, dtype))
+    return {name: lambda way=way: deque(way(), maxlen=0) for name, way in ways.items()}
 
-    def ours() -> None:
-        before = None
-        for batch in batches:
-            _, c, _ = encoder(*batch)
+
+def features_of(encoder: wav2vec.Encoder, batches: Sequence[Batch], memory: str | None = None) -> Iterator[np.ndarray]:
+    """Ours: c of each batch, f32[b, t, d], one batch late. With `memory` they are sent to that kind of it first."""
+    before = None
+    for batch in batches:
+        _, c, _ = encoder(*batch)
+        if memory:
+            c = jax.device_put(c, c.sharding.with_memory_kind(memory))
+        else:
             c.copy_to_host_async()
-            if before is not None:
-                np.asarray(before)
-            before = c
-        np.asarray(before)
+        if before is not None:
+            yield np.asarray(before)
+        before = c
+    yield np.asarray(before)
 
-    def twins() -> None:
-        before, torch.backends.cudnn.benchmark = None, True  # a few lengths, which come again
-        with torch.inference_mode():
-            for waveforms, lengths in batches:
-                source = torch.from_numpy(waveforms).to("cuda", getattr(torch, dtype))
-                _, c = twin(source, torch.from_numpy(lengths).to("cuda"))
-                host = torch.empty(c.shape, pin_memory=True)
-                host.copy_(c.float(), non_blocking=True)
-                if before is not None:
-                    before.synchronize()
-                before = torch.cuda.Event()
-                before.record()
-            before.synchronize()
 
-    return {"jaxser": ours, "masked twin compiled": twins}
+@torch.inference_mode()
+def twins_features(twin: torch.nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> Iterator[np.ndarray]:
+    """The twin's: c of each batch, f32[b, d, t], one batch late. Both ways go through pinned memory and have a stream of
+    their own; a batch is on the GPU before its turn."""
+    torch.backends.cudnn.benchmark = True  # a few lengths, which come again
+    computing, copying = torch.cuda.current_stream(), torch.cuda.Stream()
+
+    def sent(waveforms: np.ndarray, lengths: np.ndarray) -> tuple[list[torch.Tensor], torch.cuda.Event]:
+        pinned = torch.empty(waveforms.shape, dtype=dtype, pin_memory=True).copy_(torch.from_numpy(waveforms))
+        with torch.cuda.stream(copying):
+            there = [x.to("cuda", non_blocking=True) for x in (pinned, torch.from_numpy(lengths).pin_memory())]
+        return there, copying.record_event()
+
+    before, (there, arrived) = None, sent(*batches[0])
+    for after in [*batches[1:], None]:
+        computing.wait_event(arrived)
+        for x in there:
+            x.record_stream(computing)  # so that nothing takes its place before the twin has read it
+        c = twin(*there)[1].float()
+        computed = computing.record_event()
+        if after:  # before the way back, which waits for what is computed
+            there, arrived = sent(*after)
+        copying.wait_event(computed)
+        with torch.cuda.stream(copying):
+            host = torch.empty(c.shape, pin_memory=True).copy_(c, non_blocking=True)
+        c.record_stream(copying)
+        if before:
+            yield fetched(*before)
+        before = host, copying.record_event()
+    yield fetched(*before)
+
+
+def fetched(host: torch.Tensor, arrived: torch.cuda.Event) -> np.ndarray:
+    """What was on its way, when it is there."""
+    arrived.synchronize()
+    return host.numpy()
 
 
 def write_ragged_corpus(folder: Path, files: int) -> list[Path]:

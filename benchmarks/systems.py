@@ -1,5 +1,6 @@
 """The systems that are timed: a batch of 5 s clips through jaxser, through fairseq's own code, through the masked twin."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +19,18 @@ from jaxser.architecture import LARGE, Architecture
 CLIP_SECONDS = 5
 SYSTEMS = ("jaxser", "jaxser direct", "fairseq", "fairseq compiled", "masked twin", "masked twin compiled")
 Dtype = Literal["float32", "bfloat16"]
+
+
+def side_by_side(tf32: bool = False) -> None:
+    """Before anything else of jax and torch: what both have of a GPU. Half its memory is torch's, of which jax would take three
+    quarters (who states a share is heeded); float32 is float32 on both sides, or `tf32`, as jax has it there where a product
+    states no precision."""
+    if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.5"
+    torch.backends.cudnn.benchmark = True  # torch at its best
+    torch.backends.cudnn.allow_tf32 = tf32
+    if torch.cuda.is_available():  # on a CPU there is one way to multiply
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def underway() -> int:
@@ -81,13 +94,14 @@ def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dty
     return call
 
 
-def ceiling(dtype: Dtype) -> dict[str, float]:
-    """GFLOP/s of a plain square matrix product, here and now: the most that any model could reach."""
+def ceiling(dtype: Dtype, precision: jax.lax.Precision = jax.lax.Precision.HIGHEST) -> dict[str, float]:
+    """GFLOP/s of a plain square matrix product, here and now: the most that any model could reach. `precision` is jax's;
+    torch's is that of `side_by_side`."""
     size, times = 2048 if jax.default_backend() == "cpu" else 8192, underway()  # an accelerator wants a large one
     a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     ours = jax.device_put(a).astype(dtype)
     theirs = torch.from_numpy(a).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
-    product = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
+    product = jax.jit(partial(jnp.matmul, precision=precision))
 
     def jaxs() -> None:
         jax.block_until_ready([product(ours, ours) for _ in range(times)])

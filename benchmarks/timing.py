@@ -3,11 +3,13 @@
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,10 +104,25 @@ class OtherLoad:
 
     @staticmethod
     def _own() -> float:
-        return sum(
+        ended = sum(
             usage.ru_utime + usage.ru_stime
             for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
         )
+        return ended + _seconds_below(os.getpid())
+
+
+def _seconds_below(process: int) -> float:
+    """What the living processes below one have taken of the cores, such as those in which torch compiles: the system adds it to
+    its own when they end."""
+    every = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            numbers = path.read_text(errors="replace").rpartition(")")[2].split()
+            every[int(path.parent.name)] = int(numbers[1]), sum(map(int, numbers[11:15]))
+    ticks, some = 0, {process}
+    while some := {number for number, (parent, _) in every.items() if parent in some}:
+        ticks += sum(every[number][1] for number in some)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mib(module: str, *arguments: str) -> float:
@@ -154,12 +171,17 @@ def stamp(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def keep(found: Mapping[str, Any], json: Path | None) -> None:
+    """Write what is found by now to `json`, where that is given: so much is left, whatever ends the benchmark."""
+    if json:
+        write_json(json, {**found, "accelerators": accelerators()})
+
+
 def conclude(found: Mapping[str, Any], report: str, json: Path | None) -> None:
     """Print what was found, write it to `json` where that is given, and exit with 1 where the machine was too busy for it to
     count: `found["load"]` is the share that other programs took."""
     print(report)
-    if json:
-        write_json(json, {**found, "accelerators": accelerators()})
+    keep(found, json)
     load = found["load"]
     if load is not None and load > OTHER_LOAD:
         say(f"NO RESULT: other programs took {load:.0%} of the machine meanwhile; at most {OTHER_LOAD:.0%} is allowed")
@@ -167,12 +189,17 @@ def conclude(found: Mapping[str, Any], report: str, json: Path | None) -> None:
 
 
 def run_benchmark(name: str, config: type[Any], main: Callable[[Any], None]) -> None:
-    """Run a benchmark from the command line; where something that it needs is missing, one line and exit 2."""
+    """Run a benchmark from the command line; where something that it needs is missing, one line and exit 2. What ends a process
+    that has had its time (SIGTERM) is heard as Ctrl-C is: exit 130, where `main` does not make do with what it has by then."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(tyro.cli(config, prog=f"python -m {name}"))
     except (CallError, ImportError) as error:
         say(f"{name}: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted")
+        sys.exit(130)
 
 
 def say(text: str) -> None:

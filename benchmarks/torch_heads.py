@@ -24,10 +24,16 @@ class Ragged(NamedTuple):
     """f32[b, t, d]"""
     lengths: torch.Tensor
     """i64[b], on the CPU, where packing wants them."""
+    there: torch.Tensor | None = None
+    """The same where x is. Without it they are copied there, which on a GPU waits for all that is underway."""
+
+    def counts(self) -> torch.Tensor:
+        """i64[b], where x is."""
+        return (self.lengths if self.there is None else self.there).to(self.x.device)
 
     def mask(self) -> torch.Tensor:
         """bool[b, t], where x is."""
-        return (torch.arange(self.x.shape[1]) < self.lengths[:, None]).to(self.x.device)
+        return torch.arange(self.x.shape[1], device=self.x.device) < self.counts()[:, None]
 
 
 class Linear(nn.Module):
@@ -74,7 +80,7 @@ class MLP(nn.Module):
         """Logits f32[b, c]."""
         x = _dropped(functional.relu(self.Dense_0(audio.x)), self.dropout, self.training)
         x = functional.relu(self.Dense_1(x))
-        pooled = (x * audio.mask()[..., None]).sum(1) / audio.lengths[:, None].to(x.device)
+        pooled = (x * audio.mask()[..., None]).sum(1) / audio.counts()[:, None]
         return self.Dense_2(functional.dropout(pooled, self.dropout, self.training))
 
 

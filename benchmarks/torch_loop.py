@@ -47,28 +47,37 @@ def learners(
 
 def advance(learner: Learner, plan: np.ndarray) -> list[float]:
     """Train one run through `plan`, i32[steps, b], as `train.advance` does. The losses, which only leave a GPU at the end."""
-    losses = []
-    for planned in plan:
-        rows = torch.from_numpy(planned[planned >= 0].astype(np.int64)).to(learner.labels.device)
-        logits = learner.model(*(batch_of(utterances, rows) for utterances in learner.inputs))
-        loss = functional.cross_entropy(logits, learner.labels[rows])
+    device, losses = learner.labels.device, []
+    # Once for all updates: on a GPU each copy waits for all that is underway.
+    placed = torch.from_numpy(plan.astype(np.int64)).to(device)
+    counts = [None if device.type == "cpu" else counts_of(utterances).to(device) for utterances in learner.inputs]
+    for planned, rows in zip(plan, placed, strict=True):
+        numbers = planned[planned >= 0].tolist()
+        rows = rows[: len(numbers)]  # a short batch is filled up at its end
+        batch = (batch_of(*of, numbers, rows) for of in zip(learner.inputs, counts, strict=True))
+        loss = functional.cross_entropy(learner.model(*batch), learner.labels[rows])
         learner.optimiser.zero_grad()
         loss.backward()
         learner.optimiser.step()
         losses.append(loss.detach())
-    return [float(loss) for loss in losses]
+    return torch.stack(losses).tolist()
 
 
-def batch_of(utterances: list[torch.Tensor] | torch.Tensor, rows: torch.Tensor) -> torch_heads.Ragged:
-    """Some of the utterances, padded to their own longest."""
+def batch_of(
+    utterances: list[torch.Tensor] | torch.Tensor, counts: torch.Tensor | None, numbers: list[int], rows: torch.Tensor
+) -> torch_heads.Ragged:
+    """Some of the utterances, padded to their own longest. `rows` are their `numbers` where the utterances lie, `counts` how
+    many frames all have, there too; None on a CPU."""
     if isinstance(utterances, torch.Tensor):  # pooled: nothing to pad
         return torch_heads.Ragged(utterances[rows], torch.full((len(rows),), utterances.shape[1]))
-    return ragged([utterances[row] for row in rows.tolist()])
+    some = [utterances[number] for number in numbers]
+    there = None if counts is None else counts[rows]
+    return torch_heads.Ragged(pad_sequence(some, batch_first=True), counts_of(some), there)
 
 
-def ragged(utterances: list[torch.Tensor]) -> torch_heads.Ragged:
-    """A batch, padded to its own longest."""
-    return torch_heads.Ragged(pad_sequence(utterances, batch_first=True), torch.tensor([len(x) for x in utterances]))
+def counts_of(utterances: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """The frames of each, i64[n], on the CPU."""
+    return torch.tensor([len(x) for x in utterances])
 
 
 def standardised(

@@ -8,24 +8,25 @@ thread and on all. Frames are random, as many as a corpus's recordings have.
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 import torch
 
 from benchmarks import torch_loop
 from benchmarks.calls import OURS, TRIAL, Turn, filling, our_turn, pace_of
-from benchmarks.cells import CELLS, CLASSES, Cell, standards_of
-from benchmarks.systems import ceiling
+from benchmarks.cells import CELLS, Cell, standards_of
+from benchmarks.systems import ceiling, side_by_side
 from benchmarks.timing import (
     OtherLoad,
     conclude,
+    keep,
     machine,
     peak_mib,
     run_benchmark,
@@ -34,16 +35,16 @@ from benchmarks.timing import (
     stamp,
     table,
 )
-from jaxser import devices, ensemble, folds, train
-from jaxser.heads import DROPOUT, HEADS
+from benchmarks.whole import call_of
+from jaxser import devices, folds, train
 
-CORES = os.cpu_count() or 1
+CORES = 1 if torch.cuda.is_available() else os.cpu_count() or 1
 TORCH = {
     f"torch{' compiled' * compiled}, {n} thread{'s' * (n > 1)}": (compiled, n)
     for compiled in (False, True)
     for n in sorted({1, CORES})
 }
-"""torch on one core and on all: on batches this small more threads may well be slower."""
+"""torch on one core and on all: on batches this small more threads may well be slower. On a GPU they are all the same."""
 
 RUNS = (1, 5, 25, 125)
 LOOP = 5
@@ -52,7 +53,10 @@ LOOP = 5
 
 @dataclass(frozen=True)
 class Config:
-    """Time the training of heads. Takes some forty minutes on two cores; nothing else should run meanwhile."""
+    """Time the training of heads. Takes some forty minutes on two cores; nothing else should run meanwhile.
+
+    Ctrl-C ends it with the cells that are done, which --json has after each.
+    """
 
     cells: tuple[str, ...] = CELLS
     """Heads with their features: lld, nano or large (those of wav2vec)."""
@@ -68,10 +72,12 @@ class Config:
     """Numbers of runs in one program of ours."""
     systems: tuple[str, ...] = (*OURS, *TORCH)
     """Which have their turn; of ours all but the first with 25 runs."""
-    full: str = "mean lld"
-    """The cell that is trained whole, both sides, to check the projection, where both are timed; none: leave it out."""
-    peaks: str = "mlp lld"
-    """The cell whose peak memory is taken; none: leave it out."""
+    full: str | None = None
+    """The cell that is trained whole, both sides, to check the projection, where both are timed; none: leave it out. Default:
+    mean lld on a CPU; elsewhere none, for torch's loop takes half an hour."""
+    peaks: str | None = None
+    """The cell whose peak memory is taken; none: leave it out. Default: mlp lld on a CPU; elsewhere none, for the process's own
+    memory says little."""
     json: Path | None = None
     """Write everything measured to this file as well."""
     only: str | None = None
@@ -80,6 +86,7 @@ class Config:
 
 def main(config: Config) -> None:
     """The whole benchmark."""
+    side_by_side(tf32=True)
     devices.each_core()
     cells = [Cell(*name.split(), config.size) for name in config.cells]
     if config.only:
@@ -89,38 +96,49 @@ def main(config: Config) -> None:
         turn()
         return
     found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]])}
+    found |= {"devices": jax.local_device_count(), "load": None}
     watch = OtherLoad()
-    found |= beside_torch(cells, config)
-    found["load"] = watch.share()
+    ceilings = ceiling("float32", jax.lax.Precision.DEFAULT)  # as training has its products
+    say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
+    found |= {"ceiling_gflops": ceilings, "rows": [], **compared([], [], config)}
+    with suppress(KeyboardInterrupt):  # what is measured by then is told
+        for part in beside_torch(cells, config, max(ceilings.values())):
+            found |= {**part, "load": watch.share()}
+            keep(found, config.json)
     conclude(found, report(found), config.json)
 
 
-def beside_torch(cells: Sequence[Cell], config: Config) -> dict[str, Any]:
-    """The table and the ratios, the cell that is trained whole and the peaks."""
-    ceilings = ceiling("float32")
-    say(", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in ceilings.items()))
-    rows = []
-    try:
-        for cell in cells:
-            rows += rows_of(cell, config, max(ceilings.values()))
-    except KeyboardInterrupt:  # what is measured by then is told, and nothing else begun
-        config = replace(config, full="none", peaks="none")
-    done = {row["name"] for row in rows}
-    cells = [cell for cell in cells if cell.name in done]
-    beside_each_other = 25 in config.runs and OURS[0] in config.systems and set(TORCH) & set(config.systems)
-    ratios = {cell.name: ratio_of(rows, cell) for cell in cells if beside_each_other}
-    found: dict[str, Any] = {"ceiling_gflops": ceilings, "rows": rows, "devices": jax.local_device_count()}
-    if config.full in ratios:  # what is to be checked are its projections
-        found["whole"] = [whole(Cell(*config.full.split(), config.size), rows, ours) for ours in (True, False)]
-    if config.peaks != "none":
-        cell = ("--cells", config.peaks, "--size", config.size, "--only")
+def beside_torch(cells: Sequence[Cell], config: Config, most: float) -> Iterator[dict[str, Any]]:
+    """What is known after each cell: the table and the ratios; at last the cell that is trained whole, and the peaks."""
+    rows: list[dict[str, Any]] = []
+    for number, cell in enumerate(cells, 1):
+        some = rows_of(cell, config, most)
+        say(table_of(some))
+        rows += some
+        yield {"rows": rows, **compared(rows, cells[:number], config)}
+    on_cpu = jax.default_backend() == "cpu"
+    full, peaks = (config.full or "mean lld", config.peaks or "mlp lld") if on_cpu else (config.full, config.peaks)
+    if any(cell.name == full for cell in cells) and beside_each_other(config):  # what is to be checked are its projections
+        yield {"whole": [whole(Cell(*full.split(), config.size), rows, ours) for ours in (True, False)]}
+    if peaks not in (None, "none"):
+        cell = ("--cells", peaks, "--size", config.size, "--only")
         at = {f"{system}, {runs} runs": f"{system}:{runs}" for system in OURS[:1] for runs in (25, 125)}
         at["torch, 25 runs"] = f"{next(iter(TORCH))}:25"
-        found["peak_mib"] = {name: peak_mib("benchmarks.train", *cell, only) for name, only in at.items()}
+        yield {"peak_mib": {name: peak_mib("benchmarks.train", *cell, only) for name, only in at.items()}}
+
+
+def beside_each_other(config: Config) -> bool:
+    """Whether both sides come to the same result."""
+    return 25 in config.runs and OURS[0] in config.systems and bool(set(TORCH) & set(config.systems))
+
+
+def compared(rows: list[dict[str, Any]], cells: Sequence[Cell], config: Config) -> dict[str, Any]:
+    """What the rows say: ours beside torch, and many runs beside few."""
+    ratios = {cell.name: ratio_of(rows, cell) for cell in cells if beside_each_other(config)}
     heads = dict.fromkeys(cell.head for cell in cells if cell.name in ratios)
     least = {head: min(one["median"] for name, one in ratios.items() if name.split()[0] == head) for head in heads}
     medians = {name.replace(" ", "_"): one["median"] for name, one in ratios.items()} | least
-    return found | {
+    return {
         "ratios": {f"{name}_jax_over_torch": median for name, median in medians.items()},
         "ratio_spreads": ratios,
         "many_beside_one": {
@@ -173,7 +191,6 @@ def rows_of(cell: Cell, config: Config, most: float) -> list[dict[str, Any]]:
                 "projected_seconds": compiling + all_runs * cell.updates * median,
             }
         )
-        say(f"{cell.name}, {system}, {runs} runs: {1e6 * median:.0f} us an update, {compiling:.1f} s to compile")
     return rows
 
 
@@ -206,14 +223,12 @@ def maker_of(system: str, cell: Cell, count: int) -> Callable[[int], Turn]:
 
 def whole(cell: Cell, rows: list[dict[str, Any]], ours: bool) -> dict[str, Any]:
     """One cell, 25 runs trained from the first update to the last: what the projection promised, and what it took."""
-    inputs, labels = cell.corpus()
-    runs = cell.runs(25, cell.updates)
-    standards = standards_of(inputs, runs)
-    here = [row for row in rows if row["name"] == cell.name and row["runs"] == 25]
     if ours:
-        model, tx = HEADS[cell.head].module(CLASSES, DROPOUT), optax.adam(train.LEARNING_RATE)
-        system, work = "jaxser", lambda: ensemble.train_runs(model, tx, inputs, labels, runs, standards)
+        system, work = OURS[0], call_of(cell, 25, cell.updates)
     else:
+        inputs, labels = cell.corpus()
+        runs = cell.runs(25, cell.updates)
+        standards = standards_of(inputs, runs)
         system = best_of_torch(rows, cell)["system"]
         compiled, threads = TORCH[system]
 
@@ -225,7 +240,8 @@ def whole(cell: Cell, rows: list[dict[str, Any]], ours: bool) -> dict[str, Any]:
                 plan = folds.batches(run.train, train.BATCH_SIZE, 0, run.updates, run.seed, run.fold, run.train_size)
                 torch_loop.advance(learner, plan)
 
-    promised = next((row["projected_seconds"] for row in here if row["system"] == system), None)
+    here = (row for row in rows if (row["name"], row["runs"]) == (cell.name, 25))
+    promised = next(row["projected_seconds"] for row in here if row["system"] == system)
     return {"name": cell.name, "system": system, "projected_seconds": promised, "seconds": seconds_of(work)}
 
 
@@ -261,10 +277,10 @@ def many_beside_one(rows: list[dict[str, Any]], cell: Cell) -> dict[str, float]:
     }
 
 
-def report(found: dict[str, Any]) -> str:
-    """Everything as Markdown."""
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Cells, systems and numbers of runs as Markdown."""
     header = ["cell", "system", "runs", "us an update", "fastest", "slowest", "of ceiling", "compile s", "all of it, s"]
-    rows = [
+    lines = [
         [
             row["name"],
             row["system"],
@@ -274,10 +290,15 @@ def report(found: dict[str, Any]) -> str:
             f"{row['compile_seconds']:.1f}",
             f"{row['projected_seconds']:.0f}",
         ]
-        for row in found["rows"]
+        for row in rows
     ]
+    return table(header, lines)
+
+
+def report(found: dict[str, Any]) -> str:
+    """Everything as Markdown."""
     ceilings = ", ".join(f"{name} {value:.0f}" for name, value in found["ceiling_gflops"].items())
-    lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table(header, rows), ""]
+    lines = [*stamp(found), f"ceiling, GFLOP/s: {ceilings}", "", table_of(found["rows"]), ""]
     for name, v in found["ratio_spreads"].items():
         lines.append(f"- {name}: {v['median']:.2f} ({v['low']:.2f} to {v['high']:.2f}) times {v['beside']}")
     for name, v in found["many_beside_one"].items():
