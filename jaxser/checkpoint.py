@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,14 @@ from jaxser.errors import CallError, WorkError
 FORMAT = "jaxser-1"
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError)
-"""What Orbax raises for a checkpoint whose files are not as it wrote them."""
+"""What Orbax raises for a checkpoint whose files are not as it wrote them, or cannot be read."""
+
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""What an operating system says where nothing lies, or something else than was written; all else it says of the disk."""
+
+
+class DiskError(WorkError):
+    """A disk does not give now what may well be whole: no reason to delete it, or to make it anew."""
 
 
 def _said_twice(record: logging.LogRecord) -> bool:
@@ -55,19 +63,29 @@ def save(
 ) -> None:
     """Write a new checkpoint of this kind, whole or not at all. Paths may be remote (gs://).
 
-    `about` is plain data, kept beside the arrays. All hosts call this together, or, with `one_host`, one of them. Raises
-    CallError where something is at `path` already.
+    `about` is plain data, kept beside the arrays. All hosts call this together, once the first of them has called `make_room`;
+    or, with `one_host`, one of them. Raises CallError where something is at `path` already.
     """
     folder = demand_new(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not jax.process_index():
-        forget_cut_short(folder.parent, folder.name)
-    with written(folder):
-        demand_room(folder.parent, params)
+    if one_host or jax.process_count() == 1:
+        make_room(folder, params)
     options = of_this_host("write") if one_host else ocp.options.MultiprocessingOptions()
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
     with written(folder), ocp.Checkpointer(handler, multiprocessing_options=options) as writer:
         writer.save(folder, args=contents(kind, params, about))
+
+
+def make_room(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
+    """Make ready for a new checkpoint: the folder around it, without what a writing that was cut short has left in its place.
+
+    Raises WorkError where a local disk has no room for it. For one host: the others share the disk, and wait in Orbax for one
+    that fails there.
+    """
+    folder = absolute(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    forget_cut_short(folder.parent, folder.name)
+    with written(folder):
+        demand_room(folder.parent, params)
 
 
 def forget_cut_short(parent: epath.Path, name: str = "*") -> None:
@@ -124,23 +142,47 @@ def demand_new(path: str | os.PathLike) -> epath.Path:
 def about(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """What a checkpoint says of itself, without reading its arrays; `digest` is that of the arrays.
 
-    Raises CallError where there is none at `path`, or one of another kind.
+    Raises CallError where there is none at `path`, or one of another kind, and DiskError where it cannot be read now.
     """
     folder = absolute(path)
-    if not folder.exists():
+    if not is_there(path):
         raise CallError(f"{path}: no such folder")
     if not is_whole(path):
         raise CallError(f"{path} is not a whole checkpoint: what wrote it was cut short; delete it")
     try:
         note = json.loads((folder / "about" / "metadata").read_text())
         found, digest = note["kind"], note["digest"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        _demand_readable(path, error)
         raise CallError(f"{path} is no checkpoint of jaxser, or not a whole one") from None
     if note.get("format") != FORMAT or not isinstance(digest, str):
         raise CallError(f"{path} is a checkpoint of another version of jaxser ({note.get('format')}; this one reads {FORMAT})")
     if found != kind:
         raise CallError(f"{path} holds {found}, not {kind}")
     return note
+
+
+def is_there(path: str | os.PathLike) -> bool:
+    """Whether anything lies there. Raises DiskError where a local disk does not say, which `exists` would take for a no."""
+    folder = absolute(path)
+    if "://" in str(folder):
+        return folder.exists()
+    try:
+        os.stat(folder)
+    except (OSError, ValueError) as error:  # no file can have a name with a zero in it
+        _demand_readable(path, error)
+        return False
+    return True
+
+
+def _demand_readable(path: str | os.PathLike, error: Exception) -> None:
+    # Raises DiskError for an error of the disk, or of the way there, and not of what lies on it. Tensorstore says it in words.
+    text = " ".join(str(error).split())
+    local, remote = re.search(r"\[os_error_code='(\d+)'", text), re.match("ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED", text)
+    number = error.errno if isinstance(error, OSError) else local and int(local[1])
+    if (number and number not in GONE) or (remote and not number):
+        reason = os.strerror(number) if number else text.partition(" [")[0][:300]
+        raise DiskError(f"{path} cannot be read now: {reason}: run again") from None
 
 
 def is_whole(path: str | os.PathLike) -> bool:
@@ -152,7 +194,7 @@ def is_whole(path: str | os.PathLike) -> bool:
 def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays of a checkpoint, as numpy, and what it says of itself.
 
-    Raises CallError as `about` does, and WorkError where the arrays are not those that were written.
+    Raises CallError and DiskError as `about` does, and WorkError where the arrays are not those that were written.
     """
     note = about(path, kind)
     mine = of_this_host("read")
@@ -165,6 +207,7 @@ def load(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], dict[str, 
             params = reader.restore(absolute(path), args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
         params = jax.tree.map(np.asarray, params)
     except DAMAGED as error:
+        _demand_readable(path, error)
         raise WorkError(f"{path} is damaged: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
     if tree_digest(params) != note["digest"]:
         raise WorkError(f"{path} is damaged: its arrays are not those that were written (their sha256 differs)")

@@ -38,8 +38,8 @@ HEARTBEAT_SECONDS = 60
 PIECE = 1 << 24
 """At most so many bytes of each host are exchanged at once: they pass through the memory of the devices."""
 
-FOR_EVER = 10**9
-"""Milliseconds, eleven days: a barrier wants a limit, and ends before it when a host is lost."""
+FOR_EVER = 10 * 365 * 24 * 3600 * 1000
+"""Milliseconds, ten years: a barrier wants a limit, and ends before it when a host is lost."""
 
 
 Coordinator = Annotated[
@@ -288,7 +288,7 @@ _leaving = threading.Lock()
 def _leave(reason: str) -> None:
     # An ordinary exit would wait for the host that is lost. Only one thread says so.
     if not _leaving.acquire(blocking=False):
-        time.sleep(FOR_EVER)
+        time.sleep(FOR_EVER / 1000)
     known = " ".join(reason.split())[:200]
     print(f"jaxser: another host was lost: run the same command again on all of them ({known})", file=sys.stderr, flush=True)
     os._exit(1)

@@ -96,7 +96,10 @@ def _place(config: Mapping[str, Any]) -> str | None:
 
 
 def is_there(path: Path, final: bool) -> bool:
-    """Whether a whole model lies there, with a head on all data where that is asked for."""
+    """Whether a whole model lies there, with a head on all data where that is asked for.
+
+    Raises checkpoint.DiskError where that cannot be read now: a model that is there would be made again, and go.
+    """
     try:
         return checkpoint.about(path, KIND)["final"] or not final
     except CallError:

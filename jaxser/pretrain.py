@@ -22,7 +22,7 @@ from jaxser.architecture import Architecture, parse_layers
 from jaxser.command import demand_at_least, differences, run_command
 from jaxser.crops import Plan
 from jaxser.digests import digests, text_digest
-from jaxser.errors import CallError
+from jaxser.errors import CallError, WorkError
 from jaxser.hosts import say
 from jaxser.pretraining import Course, Reading
 from jaxser.recipes import RECIPES, Recipe
@@ -104,8 +104,11 @@ def main(config: Config) -> None:
             state, note = pretraining.resume(course, course.learner.start(params), note)
             state, note = pretraining.go_on(course, state, note, config.look_every, config.save_every)
             params = jax.tree.map(np.asarray, state.params)
+            pretraining.make_room(config.out, params)
             wav2vec.save(config.out, course.recipe.architecture, params, note, config.dtype)
-    finish(config.out, checkpoint.about(config.out, wav2vec.KIND))
+    card = hosts.of_first(lambda: finish(config.out))  # to another, who has just looked, the name may still be free
+    if hosts.first():
+        print(card)
 
 
 def prepare(config: Config, claims: ExitStack) -> tuple[Course, dict[str, Any], dict[str, Any]] | None:
@@ -153,7 +156,7 @@ def prepare(config: Config, claims: ExitStack) -> tuple[Course, dict[str, Any], 
 
 def finished(out: str, mine: Mapping[str, Any]) -> bool:
     """Whether the weights of these settings are there. Raises CallError where others are."""
-    if not hosts.of_first(checkpoint.absolute(out).exists):
+    if not hosts.of_first(lambda: checkpoint.is_there(out)):
         return False
     if differing := differences(checkpoint.about(out, wav2vec.KIND).get("settings", {}), mine):
         raise CallError(f"{out} holds other weights ({differing}): give another --out, or delete it")
@@ -261,9 +264,14 @@ def demand_enough(plan: Plan, shortest: int) -> None:
 
 
 def settings(config: Config, recipe: Recipe, params: Mapping[str, Any] | None, found: Sequence[Recording]) -> dict[str, Any]:
-    """Everything that fixes the weights, as plain data: the recordings by content and order, wherever they lie."""
-    contents = digests((r.path for r in found), config.cache / "digests.json")
-    listed = [f"{contents.get(r.path, '')} {r.samples} {r.speaker}" for r in found]
+    """Everything that fixes the weights, as plain data: the recordings by content and order, wherever they lie.
+
+    Raises WorkError for one that cannot be read now.
+    """
+    contents = hosts.after_first(lambda: digests((r.path for r in found), config.cache / "digests.json"))
+    if unread := [r.path for r in found if r.path not in contents]:
+        raise WorkError(f"{unread[0]} cannot be read now: run again")
+    listed = [f"{contents[r.path]} {r.samples} {r.speaker}" for r in found]
     values = {
         "recipe": dataclasses.asdict(recipe),
         "recordings": text_digest("\n".join(listed)),
@@ -277,13 +285,12 @@ def settings(config: Config, recipe: Recipe, params: Mapping[str, Any] | None, f
     return checkpoint.plain(values)
 
 
-def finish(out: str, note: Mapping[str, Any]) -> None:
-    """Print the model card, write it beside the weights, and let go of the states. Does no harm twice."""
-    card = cards.pretraining(note)
-    if hosts.first():
-        (checkpoint.absolute(out) / cards.FILE).write_text(card)
-        pretraining.forget(out)
-        print(card)
+def finish(out: str) -> str:
+    """The model card, once it is written beside the weights and the states are let go of. Does no harm twice."""
+    card = cards.pretraining(checkpoint.about(out, wav2vec.KIND))
+    (checkpoint.absolute(out) / cards.FILE).write_bytes(card.encode(errors="backslashreplace"))
+    pretraining.forget(out)
+    return card
 
 
 def machine() -> str:

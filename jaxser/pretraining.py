@@ -144,7 +144,7 @@ def _in_words(note: Mapping[str, Any], last: int, seconds_an_update: float) -> s
 def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, dict[str, Any]]:
     """The last sound state and its note, or what was given where none was saved.
 
-    Raises CallError for one of other settings, and what is wrong with the last one where none is sound.
+    Raises CallError for one of other settings, and WorkError where none is sound or one cannot be read now.
     """
     saved = states.found(under_way(course.out))
     _demand_agreement(course.out, note, " ".join(path.name for path in saved) or "none")
@@ -162,20 +162,27 @@ def resume(course: Course, state: State, note: dict[str, Any]) -> tuple[State, d
 
 
 def _last_sound(saved: Sequence[epath.Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    # The same one on all hosts: what one of them cannot read none goes on from.
+    # The same one on all hosts: what is damaged for one of them none goes on from.
     loaded, damage = [], []
-    for folder in reversed(saved):
+
+    def load(folder: epath.Path) -> str:
         try:
-            hosts.tell(lambda folder=folder: loaded.append(checkpoint.load(folder, KIND)))
+            loaded[:] = [checkpoint.load(folder, KIND)]
+        except checkpoint.DiskError:
+            raise  # that is no damage, and ends the work on all hosts
         except (CallError, WorkError) as error:
-            loaded.clear()
-            damage.append((folder, error))
+            return str(error)
+        return ""
+
+    for folder in reversed(saved):
+        if wrong := [text for text in hosts.tell(lambda folder=folder: load(folder)) if text]:
+            damage.append((folder, wrong[0]))
             continue
-        for damaged, error in damage:
-            say(f"{error}: it goes, for the state before it")
+        for damaged, text in damage:
+            say(f"{text}: it goes, for the state before it")
             hosts.of_first(damaged.rmtree)  # its update comes again and is saved there
         return loaded[0]
-    raise type(damage[0][1])(f"{damage[0][1]}; without a sound state nothing goes on: delete {saved[-1].parent} to begin anew")
+    raise WorkError(f"{damage[0][1]}; without a sound state nothing goes on: delete {saved[-1].parent} to begin anew")
 
 
 def _demand_agreement(out: str, note: Mapping[str, Any], state: str) -> None:
@@ -210,9 +217,17 @@ def begin(out: str) -> None:
 
 def _save(out: str, state: State, note: Mapping[str, Any]) -> None:
     # Whole or not at all; then those before it go.
-    checkpoint.save(under_way(out) / f"{note['updates']:08}", KIND, states.named(state), note)
+    folder, leaves = under_way(out) / f"{note['updates']:08}", states.named(state)
+    make_room(folder, leaves)
+    checkpoint.save(folder, KIND, leaves, note)
     if hosts.first():
         states.forget_older(under_way(out))
+
+
+def make_room(path: str | epath.Path, params: Mapping[str, Any]) -> None:
+    """What goes before `checkpoint.save` on several hosts: all of them hear where the first one finds no room."""
+    if hosts.count() > 1:
+        hosts.of_first(lambda: checkpoint.make_room(path, params))
 
 
 def under_way(out: str) -> epath.Path:

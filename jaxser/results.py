@@ -94,7 +94,8 @@ def write_results(
 ) -> None:
     """scores.csv, predictions.csv, confusion.csv and losses.csv, each whole or not at all.
 
-    With `random_weights` each has one more column, `weights`, that says RANDOM: no line of them can be taken for another.
+    The summary of an earlier result goes first: until one of these is written, the folder is not finished. With
+    `random_weights` each has one more column, `weights`, that says RANDOM: no line of them can be taken for another.
     """
     classes = corpus.classes
     scores, rows, losses, total = [], [], [], np.zeros((len(classes), len(classes)), np.int64)
@@ -123,6 +124,7 @@ def write_results(
         "confusion.csv": (["label", *classes], [[c, *n] for c, n in zip(classes, total.tolist(), strict=True)]),
         "losses.csv": ([*start, "updates", "loss"], losses),
     }
+    (out / "summary.json").unlink(missing_ok=True)
     for name, (header, lines) in tables.items():
         if random_weights:
             header, lines = [*header, "weights"], [[*line, "RANDOM"] for line in lines]

@@ -46,8 +46,8 @@ class Keep:
 def saving(keep: Keep | None) -> Iterator[Save]:
     """A function that saves a state where the last one, or the beginning, is `keep.seconds` ago, while the work goes on.
 
-    It returns once the arrays are copied. A state is there whole or not at all; those before it go when it is. On leaving,
-    the last one is waited for. Raises WorkError where it cannot be written. Without `keep` nothing is saved.
+    It returns once the arrays are copied. A state is there whole or not at all; when it is, all others in the folder go. On
+    leaving, the last one is waited for. Raises WorkError where it cannot be written. Without `keep` nothing is saved.
     """
     if keep is None:
         yield lambda number, arrays, about: None
@@ -55,26 +55,29 @@ def saving(keep: Keep | None) -> Iterator[Save]:
     mine = checkpoint.of_this_host("state")
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=mine))
     with ocp.AsyncCheckpointer(handler, multiprocessing_options=mine) as writer:
-        last = time.monotonic()
+        last, saved = time.monotonic(), False
 
         def wait() -> None:
             with checkpoint.written(keep.folder):
                 writer.wait_until_finished()
-            forget_older(keep.folder)
+            if saved:
+                forget_older(keep.folder)
 
         def save(number: int, arrays: Callable[[], Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-            nonlocal last
+            nonlocal last, saved
             done = keep.at_end and about.get("done", False)
             if time.monotonic() - last < keep.seconds and not done:
                 return
             wait()
             leaves = arrays()
             what = checkpoint.contents(keep.kind, leaves, {**about, "settings": keep.settings})
+            # Other work may be further than this, and the last state is the one that was written last.
+            number = max([number, *(int(path.name) + 1 for path in found(keep.folder)[-1:])])
             with checkpoint.written(keep.folder):
                 keep.folder.mkdir(parents=True, exist_ok=True)
                 checkpoint.demand_room(keep.folder, leaves)
                 writer.save(keep.folder / f"{number:08}", args=what)
-            last = time.monotonic()
+            last, saved = time.monotonic(), True
 
         yield save
         wait()
@@ -83,7 +86,8 @@ def saving(keep: Keep | None) -> Iterator[Save]:
 def latest(keep: Keep | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The arrays of the last state and what is known of them, or None where there is none to go on from.
 
-    One of other work, or a damaged one, is not mixed in: it is named, and goes. So does, unnamed, one that was being written.
+    One of other work, or a damaged one, is not mixed in: it is named, and stays until this work has saved a state. One that was
+    being written goes unnamed. Raises checkpoint.DiskError where a state cannot be read now.
     """
     if keep is None:
         return None
@@ -91,20 +95,19 @@ def latest(keep: Keep | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
         checkpoint.forget_cut_short(keep.folder)
     for folder in reversed(found(keep.folder)):
         try:
-            arrays, note = checkpoint.load(folder, keep.kind)
-            if differing := differences(note.get("settings", {}), keep.settings):
+            if differing := differences(checkpoint.about(folder, keep.kind).get("settings", {}), keep.settings):
                 raise CallError(f"it is of other work ({differing})")
+            return checkpoint.load(folder, keep.kind)
+        except checkpoint.DiskError:
+            raise
         except (CallError, WorkError) as error:
-            say(f"{folder} is not gone on from: {error}")
-            folder.rmtree()
-            continue
-        return arrays, note
+            say(f"{folder} is not gone on from, and stays until this work has saved a state: {error}")
     return None
 
 
 def found(folder: epath.Path) -> list[epath.Path]:
-    """The whole states in a folder, the last one last."""
-    there = folder.iterdir() if folder.exists() else ()
+    """The whole states in a folder, the last one last. Raises checkpoint.DiskError where a disk does not say."""
+    there = folder.iterdir() if checkpoint.is_there(folder) else ()
     whole = (path for path in there if path.name.isdigit() and checkpoint.is_whole(path))
     return sorted(whole, key=lambda path: int(path.name))
 

@@ -148,6 +148,21 @@ def test_finished_is_printed_and_unfinished_is_done_again(config: cv.Config, cap
     assert capsys.readouterr().out.endswith(first)
 
 
+def test_a_finished_run_that_is_trained_again_and_killed_is_not_finished(config: cv.Config, monkeypatch: pytest.MonkeyPatch):
+    def killed(*work):
+        raise KeyboardInterrupt
+
+    config = replace(config, updates=20)
+    cv.main(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments.report, "draw", killed)  # the tables are written, the summary not yet
+        with pytest.raises(KeyboardInterrupt):
+            cv.main(replace(config, save=True))
+    assert not (config.out / "summary.json").exists()
+    cv.main(config)
+    assert (config.out / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LITTLE, apart, write_table
+from conftest import LITTLE, apart, write_table, write_tone
 
-from jaxser import cv, files, models, results, wav2vec
+from jaxser import cv, extract, extract_wav2vec, files, models, results, wav2vec
 from jaxser.command import run_command
 from jaxser.errors import WorkError
 
@@ -318,6 +318,14 @@ def test_one_run_that_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not (tmp_path / "one" / "training").exists()
 
 
+def test_a_finished_run_of_which_a_repeat_diverges_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = sound_and_spoilt(tmp_path, monkeypatch, lambda rows: 8 not in rows.tolist())
+    with pytest.raises(WorkError, match="the loss of seed 0, fold 1 is no finite number"):
+        cv.main(dataclasses.replace(config, out=tmp_path / "sound", save=True))
+    assert {row["fold"] for row in files.read_csv(tmp_path / "sound" / "scores.csv")} == {"0", "2"}
+    assert not (tmp_path / "sound" / "summary.json").exists()
+
+
 @dataclasses.dataclass(frozen=True)
 class Large:
     memory: float = 0.0
@@ -336,6 +344,27 @@ def test_out_of_memory_names_the_flags(capsys: pytest.CaptureFixture[str], monke
         assert said.startswith("jaxser.cv: out of memory: --memory GIB")
         assert "--parallel 1" in said
         assert len(said.splitlines()) == 1
+
+
+def test_out_of_memory_for_a_recording_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    import jax.numpy as jnp
+
+    files = [write_tone(tmp_path / f"{name}.wav", seconds) for name, seconds in (("short", 0.9), ("long", 1.0))]
+    encoder = wav2vec.make_encoder(LITTLE, wav2vec.random_params(LITTLE, 0))
+    monkeypatch.setattr(wav2vec, "_apply", lambda *given: jnp.zeros(1 << 50))  # more than any device has
+    monkeypatch.setattr(sys, "argv", ["x"])
+
+    def work(config: extract.Config) -> None:
+        settings = extract_wav2vec.settings(LITTLE, "", True, max_seconds=0.0)
+        list(extract_wav2vec.compute([[(path.name, path) for path in files]], 1, False, settings, lambda: encoder))
+
+    with pytest.raises(SystemExit) as left:
+        run_command("jaxser.extract", extract.Config, work)
+    assert left.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"jaxser.extract: out of memory, busy with {files[1]} of 1 s, the longest in its batch: ")
+    assert "--max-seconds SECONDS hears at most so much of a recording" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("ctrl_c")

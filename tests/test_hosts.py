@@ -18,7 +18,7 @@ from conftest import write_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import cv, extract, extract_lld, hosts, models, paper
+from jaxser import checkpoint, cv, extract, extract_lld, hosts, models, paper, pretraining
 from jaxser.devices import dealt
 from jaxser.errors import CallError, WorkError
 from jaxser.report import table as printed_table
@@ -76,6 +76,19 @@ if os.environ.get("INTERRUPTED") == me:
     ensemble._to_keep = _to_keep
 """
 RUN = {name: f"command.run_command('jaxser.{name}', {name}.Config, {name}.main)\n" for name in ("cv", "extract")}
+RUN["states"] = """
+import resource
+import numpy as np
+from jaxser import pretraining
+def main(config):
+    with hosts.joined(config):
+        state = [np.arange(100_000)]
+        for full, updates in ((1, 4), (0, 8)):
+            size = 100_000 if hosts.index() == full else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            pretraining._save(str(config.out), state, {"updates": updates})
+command.run_command("states", cv.Config, main)
+"""
 RUN["cells"] = """
 def main(config):
     with hosts.joined(config):
@@ -102,7 +115,7 @@ def config(home: Path, cache: Path, **changes) -> cv.Config:
 
 
 def flags_of(of: extract.Config, command: str) -> list[str]:
-    known = {"cv": cv.Config, "cells": cv.Config, "extract": extract.Config}[command].__dataclass_fields__
+    known = {"cv": cv.Config, "cells": cv.Config, "states": cv.Config, "extract": extract.Config}[command].__dataclass_fields__
     given = {name: value for name, value in vars(of).items() if name in known and value != known[name].default}
     words = (["--" + name.replace("_", "-"), *([] if value is True else [str(value)])] for name, value in given.items())
     return [word for some in words for word in some]
@@ -323,6 +336,21 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch):
     hosts.barrier()
     hosts.check_others()
     assert hosts.alike(WorkError("the loss is nan"))
+
+
+def test_the_first_host_asks_for_room_and_all_hear_that_there_is_none(home: Path, tmp_path: Path):
+    # For the other the disk is full before that: it writes nothing, and need not know.
+    pytest.importorskip("resource", reason="no limits of file sizes here")
+    ends = on_two(config(home, home / "cache", out=tmp_path / "weights"), "states", tmp_path)
+    full = tmp_path / "weights.training" / "00000008"
+    assert [(end.returncode, end.stderr) for end in ends] == [(1, f"states: {full} could not be written: File too large\n")] * 2
+    assert [path.name for path in full.parent.iterdir()] == ["00000004"]
+    leaves, _ = checkpoint.load(full.parent / "00000004", pretraining.KIND)
+    np.testing.assert_array_equal(leaves["0000"], np.arange(100_000))
+
+
+def test_hosts_wait_for_each_other_for_years():
+    assert hosts.FOR_EVER / 1000 / 3600 / 24 > 5 * 365
 
 
 def test_two_hosts_go_on_and_keep_a_model(home: Path, tmp_path: Path):

@@ -109,7 +109,7 @@ def outcome(folder: Path) -> dict[str, object]:
 def half_done(folder: Path) -> list[str]:
     """What a finished command should not have left behind."""
     names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    return [name for name in names if "training" in name or "orbax-checkpoint-tmp" in name or name.endswith(".lock")]
+    return [name for name in names if "training" in name or "orbax-checkpoint-tmp" in name or Path(name).name == ".lock"]
 
 
 def kill_at_random(calm: Calm, kills: int, home: Path) -> None:

@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import random
@@ -7,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import LITTLE, apart, write_tone
+from test_checkpoint import failing
 
-from jaxser import checkpoint, pretrain, pretraining, results, wav2vec
+from jaxser import checkpoint, digests, pretrain, pretraining, results, wav2vec
 from jaxser.cards import FILE
 from jaxser.errors import CallError, WorkError
 
@@ -247,6 +252,44 @@ def test_where_no_state_is_sound_nothing_is_lost(speech: Path, tmp_path: Path, m
     assert [path.name for path in state.parent.iterdir()] == [state.name]
 
 
+def test_a_state_that_cannot_be_read_now_stays(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    call = config(speech, tmp_path / "out")
+    stopped(call, monkeypatch)
+    before, last = (Path(f"{call.out}.training/{number:08}") for number in (4, 8))
+    shutil.copytree(before, last)
+    with (
+        failing(last / "about" / "metadata"),
+        pytest.raises(WorkError, match=rf"^{last} cannot be read now: Input/output error: run again$"),
+    ):
+        pretrain.main(call)
+    assert sorted(last.parent.iterdir()) == [before, last]
+
+
+def test_a_recording_that_cannot_be_read_now_ends_the_work(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read = digests.file_digest
+
+    def fails(path: Path) -> str:
+        if path.name == "3.wav":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(digests, "file_digest", fails)
+    with pytest.raises(WorkError, match=rf"^{speech / '3.wav'} cannot be read now: run again$"):
+        pretrain.main(config(speech, tmp_path / "out"))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_source_need_not_be_named_in_utf_8(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # As from a folder of the last century; the note of a checkpoint is ASCII, whatever the name.
+    out = tmp_path / "weights"
+    shutil.copytree(finished, out)
+    sources = checkpoint.about(out, wav2vec.KIND)["sources"]
+    harm(out, sources=[source | {"name": os.fsdecode(b"Stimmbeispiele f\xfcr alle")} for source in sources])
+    with redirect_stdout(io.StringIO()):
+        pretrain.finish(str(out))
+    assert r"recordings**: Stimmbeispiele f\udcfcr alle" in (out / FILE).read_text(encoding="utf-8")
+
+
 def test_cut_short_with_a_damaged_recording_it_ends_with_the_same_bits(
     speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -389,6 +432,28 @@ def test_half_precision_on_disk(speech: Path, finished: Path, tmp_path: Path):
     assert wav2vec.load(tmp_path / "half").digest == wav2vec.identify(tmp_path / "half")[1] != wav2vec.identify(finished)[1]
 
 
+NOTED = """
+import sys
+from jaxser import checkpoint, command, digests, pretrain
+
+noted = open(sys.argv.pop(1), "a", buffering=1)
+
+def note(module, name):
+    work = getattr(module, name)
+
+    def told(path, *rest):
+        noted.write(f"{name} {path}\\n")
+        return work(path, *rest)
+
+    setattr(module, name, told)
+
+note(digests, "file_digest")
+note(checkpoint, "about")
+command.run_command("jaxser.pretrain", pretrain.Config, pretrain.main)
+"""
+"""The command, which notes what it reads whole, and which checkpoints it asks what they are."""
+
+
 def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     """Two processes, each with a device of its own, against one process with two devices."""
     alone = config(speech, tmp_path / "alone")
@@ -401,9 +466,10 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     processes = []
     for number in (0, 1):
         call = config(speech, tmp_path / "two", coordinator=f"localhost:{port}", processes=2, process=number)
-        call = replace(call, cache=tmp_path / f"cache{number}")
+        call = replace(call, cache=tmp_path / "shared")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen([*COMMAND, *flags(call)], env=environment, **pipes))
+        line = [sys.executable, "-c", NOTED, str(tmp_path / f"noted{number}"), *flags(call)]
+        processes.append(subprocess.Popen(line, env=environment, **pipes))
     outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     # The library that carries what hosts exchange says on stdout that it is connected.
@@ -417,6 +483,13 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     for one, two in zip(note["curve"], other["curve"], strict=True):
         assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], abs=1e-4)
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+    # Every recording is read whole once, and only by the first. Another host may for some seconds not see what has just come.
+    first, second = (Counter((tmp_path / f"noted{number}").read_text().splitlines()) for number in (0, 1))
+    assert first == {f"file_digest {speech / f'{i}.wav'}": 1 for i in range(24)} | {
+        f"file_digest {speech / 'silent.wav'}": 1,
+        f"about {tmp_path / 'two'}": 1,
+    }
+    assert not second
 
 
 def test_what_is_wrong_on_one_host_is_said_on_both(speech: Path, tmp_path: Path):

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from test_checkpoint import failing
 from test_train import assert_same_bits, problem, run_on_devices, runs_of
 
 from jaxser import ensemble, states
+from jaxser.errors import WorkError
 from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation
 
@@ -135,6 +137,29 @@ def test_a_state_of_other_work_is_refused(tmp_path: Path, change: str, capsys: p
     assert "is not gone on from" in capsys.readouterr().err
     alone = ensemble.train_runs(module, tx, frames, labels, runs, standards, size, chunk=5)
     assert_same_bits(everything(alone), everything(found))
+
+
+def test_a_state_of_other_work_stays_until_there_is_one_of_this(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    here, there = kept(tmp_path), kept(tmp_path, corpus="b")
+    cut_short(4, keep=there)
+    theirs = {path.name for path in tmp_path.iterdir()}
+    whole = ensemble.train_runs(*work(), chunk=5, keep=replace(here, seconds=1e9))  # it saves no state
+    assert {path.name for path in tmp_path.iterdir()} == theirs
+    cut_short(1, keep=here)  # a state of less work
+    capsys.readouterr()
+    again = ensemble.train_runs(*work(), chunk=5, keep=here)
+    assert "going on after" in capsys.readouterr().err
+    assert_same_bits(everything(whole), everything(again))
+    assert not theirs & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_state_that_cannot_be_read_now_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cut_short(3, keep=kept(tmp_path))
+    note = Path(states.found(epath.Path(tmp_path))[-1]) / "about" / "metadata"
+    with failing(note), pytest.raises(WorkError, match="cannot be read now: Input/output error: run again"):
+        ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
+    ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
+    assert "going on after" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
