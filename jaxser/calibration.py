@@ -14,7 +14,7 @@ from scipy import special
 BINS = 15
 """Of equal width, as in Guo et al."""
 
-DRAWS = 200
+DRAWS = 100
 
 COLDEST, HOTTEST = 0.02, 50.0
 """Temperatures that are looked at: heads that make no mistake would want 0, and useless ones infinity."""
@@ -109,13 +109,17 @@ def of_folds(
 
 
 def error_by_chance(probabilities: Float64[np.ndarray, "seeds n c"]) -> float:
-    """The mean expected calibration error where every probability is true, by DRAWS draws of which predictions are right: one
-    number an utterance for all seeds, which tend to be right about the same ones."""
-    sure, random = probabilities.max(-1), np.random.default_rng(0)
-    place = _bins(sure).ravel()
-    errors = []
+    """The mean expected calibration error where every probability is true, by DRAWS draws of labels from them.
+
+    An utterance has one label, whatever a seed makes of it: each draw has the same Gumbel noise for all seeds, which so get
+    the same label as far as their probabilities agree.
+    """
+    sure, said, random = probabilities.max(-1), probabilities.argmax(-1), np.random.default_rng(0)
+    place, errors = _bins(sure).ravel(), []
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(probabilities)
     for _ in range(DRAWS):
-        right = random.random(sure.shape[1]) < sure
+        right = (logarithms + random.gumbel(size=probabilities.shape[1:])).argmax(-1) == said
         errors.append(np.abs(np.bincount(place, (sure - right).ravel(), BINS)).sum() / sure.size)
     return float(np.mean(errors))
 

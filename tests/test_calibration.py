@@ -117,6 +117,15 @@ def test_what_true_probabilities_show_by_chance(n: int):
     assert three == pytest.approx(by_chance)
 
 
+def test_seeds_that_differ_are_more_evidence_than_one():
+    # Three seeds that agree about 600 utterances, or are sure of three different classes.
+    certain = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
+    alike, apart = np.tile(certain[0], (3, 600, 1)), np.repeat(certain[:, None], 600, 1)
+    assert calibration.error_by_chance(apart) < 0.8 * calibration.error_by_chance(alike)
+    # By hand: the mean distance of a binomial share from 0.8.
+    assert calibration.error_by_chance(alike) == pytest.approx(np.sqrt(2 / np.pi * 0.8 * 0.2 / 600), rel=0.15)
+
+
 def test_the_interval_covers_the_error_of_so_many_utterances():
     def corpus(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
         # Twenty speakers, each heard at a temperature of its own.
