@@ -270,11 +270,11 @@ def _calibration(summary: Mapping[str, Any]) -> list[str]:
     plt.close(figure)
     what = "Reliability: how often a label is right, against the probability it is given, before and after calibration"
     note = (
-        "Expected calibration error in 15 bins, all seeds together, its interval over speakers: that of so many utterances, "
-        "which is above nought, by what is said to be chance, even where every probability is true. A dot is a bin, as large "
-        "as its share of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is "
-        "fitted on what the other folds' heads said of their own held-out speakers, which shares a little, for those heads "
-        "were trained on this fold's. predictions.csv has the probabilities as trained."
+        "Expected calibration error in 15 bins, all seeds together, its interval over speakers. In bins of so few predictions "
+        "it is above nought even where every probability is true, by what stands last. A dot is a bin, as large as its share "
+        "of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is fitted on what "
+        "the other folds' heads said of their own held-out speakers, which shares a little, for those heads were trained on "
+        "this fold's. predictions.csv has the probabilities as trained."
     )
     words = calibration_in_words(summary)
     return [page.image(memory.getvalue(), what), page.paragraph(words[0].upper() + words[1:]), page.paragraph(note, "soft")]
