@@ -130,7 +130,7 @@ def test_a_fold_without_a_class():
     with pytest.raises(WorkError, match=r"\(3 held out\) has no example of 'b' to test: use fewer --folds$"):
         check_classes(corpus, 3)
     with pytest.raises(WorkError, match=r"to test: leave out that flag, or use fewer --folds$"):
-        check_classes(corpus, 3, way_out="leave out that flag, ")
+        check_classes(corpus, 3, way_out="leave out that flag")
     corpus = corpus_of(["1", "1", "2", "2"], labels=list("abaa"))
     with pytest.raises(WorkError, match=r"no example of 'b' to train on: have it said by more speakers$"):
         check_classes(corpus, 2)
