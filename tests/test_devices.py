@@ -20,7 +20,7 @@ ASK = """
 import json, sys
 from pathlib import Path
 import jax
-from jaxser import cgroups, devices
+from jaxser import devices
 devices.prepare(Path(sys.argv[1]))
 print(json.dumps([jax.local_device_count(), jax.config.jax_compilation_cache_dir]))
 """
