@@ -4,12 +4,8 @@ The maps are diffuse by construction (see jaxser/aligned.py), so the picture sho
 logarithmic scale that is the same for all utterances of one picture.
 """
 
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from jaxser import audio
+from jaxser import audio, pictures
 from jaxser.audio import SAMPLE_RATE
 from jaxser.calibration import softmax
 from jaxser.corpora import Corpus
@@ -45,14 +40,6 @@ WIDTH, WAVEFORM, WORD, LEAST_MAP, AROUND = 10.0, 0.8, 0.21, 1.4, 0.85
 
 POINTS = 1_600
 """A waveform is drawn as the range of its samples in so many stretches, about one a pixel."""
-
-
-FONTS = (
-    "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans Devanagari",
-    "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Noto Sans Ethiopic", "Arial Unicode MS", "PingFang SC",
-    "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "WenQuanYi Zen Hei",
-)  # fmt: skip
-"""For the words, each letter in the first of these fonts that is installed and has it. matplotlib brings only the first."""
 
 
 @dataclass(frozen=True)
@@ -177,20 +164,11 @@ def write(out: Path, alignments: Sequence[Alignment]) -> None:
 
 
 def picture(alignments: Sequence[Alignment]) -> bytes:
-    """The `figure` as a PNG. Letters that no font here has are boxes, of which one line on stderr tells."""
-    memory = BytesIO()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        figure(alignments).savefig(memory, format="png", dpi=150, metadata={"Software": None})
-    missing = {str(one.message) for one in caught if "missing from font" in str(one.message)}
-    if missing:
-        print(f"alignment.png: no font here has {len(missing)} of the letters; alignment.csv has all words", file=sys.stderr)
-    for one in caught:
-        if str(one.message) not in missing:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    return memory.getvalue()
+    """The `figure` as a PNG."""
+    return pictures.png(figure(alignments), "alignment.png", "alignment.csv has all words")
 
 
+@pictures.drawing()
 def figure(alignments: Sequence[Alignment]) -> Figure:
     """For each utterance its waveform and below it what each word listened to, both over the same seconds.
 
@@ -255,7 +233,7 @@ def _draw_map(axes: Axes, one: Alignment, norm: LogNorm) -> QuadMesh:
     shown = np.clip(_relative(one), norm.vmin, norm.vmax)
     mesh = axes.pcolormesh(edges, np.arange(len(one.words) + 1), shown, cmap="RdBu_r", norm=norm)
     words = [_readable(word) for word in one.words]
-    axes.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=9, parse_math=False, fontfamily=_installed_fonts())
+    axes.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=9)
     axes.set_ylim(max(1, len(one.words)), 0)
     sound = 0 if one.waveform is None else len(one.waveform) / SAMPLE_RATE
     axes.set_xlim(min(0, edges[0]), max(edges[-1], sound))
@@ -265,16 +243,10 @@ def _draw_map(axes: Axes, one: Alignment, norm: LogNorm) -> QuadMesh:
     return mesh
 
 
-@cache
-def _installed_fonts() -> list[str]:
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return [name for name in FONTS if name in installed]
-
-
 def _title(axes: Axes, one: Alignment) -> None:
     name = one.id if len(one.id) <= 60 else "…" + one.id[-59:]  # ids that are paths differ at their ends
     text = f"{name}: labelled {one.label}, recognised as {one.predicted} ({100 * one.share:.0f} %)"
-    axes.set_title(text, loc="left", fontsize=10, parse_math=False)  # an id may hold dollar signs
+    axes.set_title(text, loc="left", fontsize=10)
 
 
 def _readable(word: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxser import recordings, report
+from jaxser import recordings, wording
 from jaxser.recordings import Recording
 
 FILE = "MODEL_CARD.md"
@@ -84,12 +84,12 @@ def recogniser(about: Mapping[str, Any]) -> str:
     """The card of a trained recogniser as Markdown, from what its checkpoint says of itself."""
     summary, card, heads = about["summary"], about["card"], len(about["members"])
     found = summary["calibration"]
-    scores = [*report.scores_in_words(summary), *report.marks_against(summary, card)]
+    scores = [*wording.scores_in_words(summary), *wording.marks_against(summary, card)]
     recalls = "\n".join(
-        f"| {name} | {report.percent(recall['mean'])} | {report.interval(recall)} |"
+        f"| {name} | {wording.percent(recall['mean'])} | {wording.interval(recall)} |"
         for name, recall in summary["recalls"].items()
     )
-    known = report.protocol_in_words(summary, card)
+    known = wording.protocol_in_words(summary, card)
     protocol = "\n".join(
         f"- **{name}**: {value if isinstance(value, str) else '; '.join(value)}" for name, value in known.items() if any(value)
     )
@@ -98,7 +98,7 @@ def recogniser(about: Mapping[str, Any]) -> str:
         f"- {one['name']}" + "".join(f", sha256 {one['settings'][name]}" for name in SHA256 if name in one["settings"])
         for one in about["inputs"]
     )
-    return f"""# {report.title(summary, card)}
+    return f"""# {wording.title(summary, card)}
 
 A recogniser of emotion in speech, made by jaxser. It labels recordings as one of {", ".join(about["classes"])}:
 
@@ -109,7 +109,7 @@ It holds {heads} heads, one for each fold and seed, whose mean it gives.
 ## How well it does, on speakers it has never heard
 
 {chr(10).join(f"- {line}" for line in scores)}
-- {report.calibration_in_words(summary)}
+- {wording.calibration_in_words(summary)}
 
 | class | recall % | 95 % interval |
 | --- | ---: | --- |

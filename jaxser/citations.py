@@ -1,8 +1,9 @@
-"""What to cite, as BibTeX, and text that LaTeX takes."""
+"""What to cite, as BibTeX, and scores as LaTeX takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jaxser import __version__
+from jaxser import __version__, wording
 
 PAPERS = {
     "": (
@@ -78,6 +79,16 @@ _SPECIAL |= {letter: "\\" + letter for letter in "&%$#_{}"}
 def escaped(text: str) -> str:
     """Text as LaTeX prints it."""
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
+
+
+def latex_row(summary: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """Head, features, UA and WA with their intervals, as a row of a LaTeX table."""
+    scores = []
+    for name in ("ua", "wa"):
+        low, high = summary[f"{name}_low"], summary[f"{name}_high"]
+        beside = "" if low is None else f" ({wording.percent(low)}--{wording.percent(high)})"
+        scores.append(wording.percent(summary[f"{name}_mean"]) + beside)
+    return " & ".join([escaped(summary["head"]), escaped(card["features"]), *scores]) + r" \\"
 
 
 def bibtex(signatures: Sequence[str]) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jaxser import metrics, report
+from jaxser import metrics, wording
 from jaxser.command import run_command
 from jaxser.errors import CallError
-from jaxser.report import percent, points
 from jaxser.results import Finished, read_finished
+from jaxser.wording import percent, points
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
     differing = [name for name in {**mine, **other} if mine.get(name) != other.get(name) and name != "corpus"]
     unit = a.summary["interval_unit"]
     units = f"{found.units} {unit}{'s' * (found.units != 1)}"
-    seeds = " and ".join(report.seeds_in_words(one.summary) for one in (a, b))
+    seeds = " and ".join(wording.seeds_in_words(one.summary) for one in (a, b))
     lines = [
         *(
-            f"{letter}  {report.title(one.summary, one.card)}\n   {one.folder}\n   {one.summary['signature']}"
+            f"{letter}  {wording.title(one.summary, one.card)}\n   {one.folder}\n   {one.summary['signature']}"
             for letter, one in (("A", a), ("B", b))
         ),
         "they differ in " + ("; ".join(f"{n}: {mine.get(n, 'none')} | {other.get(n, 'none')}" for n in differing) or "nothing"),
@@ -143,7 +143,7 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
             for fold, (one, two) in enumerate(found.by_fold)
         ),
         "",
-        *(f"{letter}: {mark}" for letter, one in (("A", a), ("B", b)) for mark in report.marks_against(one.summary, one.card)),
+        *(f"{letter}: {mark}" for letter, one in (("A", a), ("B", b)) for mark in wording.marks_against(one.summary, one.card)),
     ]
     for name, estimate in (("UA", found.ua), ("WA", found.wa)):
         text = f"{name}: B - A = {points(estimate.value)} points"

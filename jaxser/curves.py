@@ -2,18 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-from jaxser import metrics
+from jaxser import metrics, pictures
 from jaxser.metrics import Estimate
-from jaxser.report import points
 from jaxser.results import Finished
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from jaxser.wording import points
 
 A_CLASS = tuple(round(125 * 2**k) for k in range(-3, 3))
 """Examples of each class at the points of a curve: the paper's 125, its halves and its doubles. The paper gives no x values."""
@@ -127,9 +123,11 @@ def _sizes(one: Curve) -> str:
     return f"{one.points[0].size:,} to {one.points[-1].size:,}"
 
 
+@pictures.drawing()
 def picture(curves: Sequence[Curve], published: Mapping[int, float], title: str) -> bytes:
     """All curves with their bands and lines, and published points, as a PNG. Unbalanced points are hollow and unconnected."""
-    figure, axes = plt.subplots(figsize=(8.2, 5.2), layout="constrained")
+    figure = Figure(figsize=(8.2, 5.2), layout="constrained")
+    axes = figure.subplots()
     for one, colour in zip(curves, ("#4d4d4d", "#1f6fb4", "#b8860b", "#7a3e9d"), strict=False):
         sizes = [p.size for p in one.points]
         values = np.array([100 * p.ua.value for p in one.points])
@@ -162,7 +160,4 @@ def picture(curves: Sequence[Curve], published: Mapping[int, float], title: str)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.set_title(title, fontsize=10, loc="left")
-    memory = BytesIO()
-    figure.savefig(memory, format="png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
-    return memory.getvalue()
+    return pictures.png(figure, "figure.png", "table.txt has all names")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxser import citations, cv, devices, extract, hosts, metrics, page, published, report, results, tables
+from jaxser import citations, cv, devices, extract, hosts, metrics, page, published, results, tables, wording
 from jaxser.cells import cell_config
 from jaxser.command import command_line, demand_at_least, hash_of, run_command, settings_of
 from jaxser.errors import CallError, WorkError
 from jaxser.files import write_bytes, write_csv, write_json
-from jaxser.report import percent
 from jaxser.results import Finished
+from jaxser.wording import percent
 
 CONTROLS = {"nano": "random-nano:0"}
 """The untrained network that stands beside pretrained weights where --control says nothing."""
@@ -144,10 +144,10 @@ def _page(made: tables.Made, runs: Mapping[str, Finished], command: str) -> str:
     signatures = {name: run.summary["signature"] for name, run in runs.items()}
     header = ["cell", "UA %", "WA %", "deviation over seeds", "run folder"]
     rows = [
-        [name, *(report.scored(run.summary, score) for score in metrics.SCORES), _deviation(run), str(run.folder)]
+        [name, *(wording.scored(run.summary, score) for score in metrics.SCORES), _deviation(run), str(run.folder)]
         for name, run in runs.items()
     ]
-    latex = "\n".join(report.latex_row(run.summary, run.card) for run in runs.values())
+    latex = "\n".join(citations.latex_row(run.summary, run.card) for run in runs.values())
     return page.document(
         made.title,
         [
@@ -167,7 +167,7 @@ def _deviation(run: Finished) -> str:
 
 
 def _common_protocol(runs: Sequence[Finished]) -> dict[str, str | list[str]]:
-    cards = [report.protocol_in_words(run.summary, run.card) for run in runs]
+    cards = [wording.protocol_in_words(run.summary, run.card) for run in runs]
     return {name: value for name, value in cards[0].items() if all(card.get(name) == value for card in cards[1:])}
 
 
@@ -175,7 +175,7 @@ def _marks(runs: Mapping[str, Finished]) -> list[str]:
     # What a reader must know before believing the numbers, once each, with the cells of which it is true.
     found = {}
     for name, run in runs.items():
-        for mark in report.marks_against(run.summary, run.card):
+        for mark in wording.marks_against(run.summary, run.card):
             found.setdefault(mark, []).append(name)
     return [mark if len(names) == len(runs) else f"{_columns(names)}: {mark}" for mark, names in found.items()]
 

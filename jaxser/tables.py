@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxser import compare, curves, cv, metrics, page, published, report
+from jaxser import compare, curves, cv, metrics, page, published, wording
 from jaxser.cells import Cell, Work, cell_config, open_work
 from jaxser.errors import CallError, WorkError
-from jaxser.report import percent, points
 from jaxser.results import Finished
+from jaxser.wording import percent, points
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def table_1(config: Any) -> Made:
     notes.append("LLD: the 34 low-level descriptors; gain: wav2vec over them in points, paired by speaker")
     return Made(
         title,
-        [title, "", *report.text_table([header, *rows], words=(0,)), "", *notes],
+        [title, "", *wording.text_table([header, *rows], words=(0,)), "", *notes],
         [page.section("UA in per cent", page.table(header, rows), *(page.paragraph(note, "soft") for note in notes))],
         {f"{column} · {head}": Cell(cell, run=runs[head, column]) for (head, column), cell in cells.items()},
     )
@@ -108,7 +108,7 @@ def table_2(config: Any) -> Made:
     ]
     return Made(
         title,
-        [title, "", *report.text_table([header, *rows], words=(0, 1, 3)), "", *notes],
+        [title, "", *wording.text_table([header, *rows], words=(0, 1, 3)), "", *notes],
         [
             page.section(
                 "UA in per cent", page.table(header, rows, words=(0, 1, 3)), *(page.paragraph(n, "soft") for n in notes)
@@ -168,7 +168,7 @@ def figure_2(config: Any) -> Made:
     picture = curves.picture(found, published.FIGURE_2 if config.head == "mlp" else {}, title)
     return Made(
         title,
-        [title, "", *report.text_table([header, *rows], words=(0,)), "", *words, *notes],
+        [title, "", *wording.text_table([header, *rows], words=(0,)), "", *words, *notes],
         [
             page.section("UA against labels", page.image(picture, title, whole=True)),
             page.section("In words", *map(page.paragraph, words)),
@@ -181,7 +181,7 @@ def figure_2(config: Any) -> Made:
 
 def scored(run: Finished) -> str:
     """UA in per cent with its interval."""
-    return report.scored(run.summary, "ua")
+    return wording.scored(run.summary, "ua")
 
 
 def _gain(one: Finished, other: Finished) -> str:
@@ -201,14 +201,14 @@ def _control(config: Any) -> str:
 
 
 def _corpus(run: Finished) -> str:
-    return report.corpus_name(run.card)
+    return wording.corpus_name(run.card)
 
 
 def _design(run: Finished) -> str:
     summary = run.summary
-    counts = f"{summary['utterances']} utterances, {summary['folds']} folds, {report.seeds_in_words(summary)}"
+    counts = f"{summary['utterances']} utterances, {summary['folds']} folds, {wording.seeds_in_words(summary)}"
     luck = "what others would change is in no interval" if summary["seeds"] == 1 else "those of differences over seeds too"
-    return f"{counts}, 95 % intervals over {report.units_in_words(summary)}, {luck}"
+    return f"{counts}, 95 % intervals over {wording.units_in_words(summary)}, {luck}"
 
 
 MAKERS = {"table-1": table_1, "table-2": table_2, "figure-2": figure_2}

@@ -1,20 +1,18 @@
 """A long recording's classes over time, as a picture."""
 
 import re
-import warnings
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from jaxser import pictures
 from jaxser.digests import text_digest
 from jaxser.files import write_bytes
 from jaxser.labels import Row
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def draw_all(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path]:
@@ -33,12 +31,14 @@ def draw_all(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[
     return made
 
 
+@pictures.drawing()
 def draw(title: str, rows: Sequence[Row], classes: Sequence[str]) -> bytes:
     """A PNG: one band a class, as high as its probability, window by window; what has no label stays empty."""
-    colours = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20").colors
+    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
     end = max((row.end or row.start for row in rows), default=1.0) or 1.0
     unit, name = (60.0, "minutes") if end > 180 else (1.0, "seconds")
-    figure, axes = plt.subplots(figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    axes = figure.subplots()
     starts = [row.start for row in rows]
     for i, row in enumerate(rows):
         if row.prediction is None or row.end is None:
@@ -49,20 +49,15 @@ def draw(title: str, rows: Sequence[Row], classes: Sequence[str]) -> bytes:
             share = row.prediction.probabilities[of]
             axes.bar(row.start / unit, share, (stop - row.start) / unit, floor, align="edge", color=colours[number % 20])
             floor += share
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[i % 20]) for i in range(len(classes))]
+    handles = [Rectangle((0, 0), 1, 1, color=colours[i % 20]) for i in range(len(classes))]
     axes.legend(handles[::-1], list(classes)[::-1], loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     axes.set_xlim(0, end / unit)
     axes.set_ylim(0, 1)
     axes.set_yticks(np.linspace(0, 1, 5), ["0", "25", "50", "75", "100 %"])
     axes.set_xlabel(name)
-    axes.set_title(_printable(title), fontsize=10, loc="left", parse_math=False)
+    axes.set_title(_printable(title), fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    memory = BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names in scripts that the font lacks
-        figure.savefig(memory, format="png", dpi=130, metadata={"Software": None})
-    plt.close(figure)
-    return memory.getvalue()
+    return pictures.png(figure, f"picture of {_printable(title)}", "the rows have all names", dpi=130)
 
 
 def _printable(name: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import demand_well_formed
 
-from jaxser import citations, cv, report
+from jaxser import citations, cv, report, wording
 from jaxser.files import write_json
 
 
@@ -52,7 +52,7 @@ def test_page_has_all_that_a_reader_needs(run: Path):
 
 
 def test_small_differences_do_not_look_like_none():
-    assert [report.points(x) for x in (0.0712, -0.0004, 0.0, -1e-17)] == ["+7.1", "-0.04", "+0.0", "+0.0"]
+    assert [wording.points(x) for x in (0.0712, -0.0004, 0.0, -1e-17)] == ["+7.1", "-0.04", "+0.0", "+0.0"]
 
 
 def test_latex_is_escaped():
@@ -72,18 +72,18 @@ def test_table_shows_each_fold_and_the_mean(run: Path):
 
 def test_what_could_not_be_estimated_is_said(run: Path):
     summary, card = (json.loads((run / name).read_text()) for name in ("summary.json", "protocol.json"))
-    assert report.marks_against(summary, card) == []
-    assert "no interval: only one speaker" in report.scores_in_words(summary | {"ua_low": None, "ua_high": None})[0]
-    assert "too narrow" in report.marks_against(summary | {"interval_unit": "utterance"}, card)[0]
-    assert "not a result" in report.marks_against(summary | {"validate": True}, card)[0]
+    assert wording.marks_against(summary, card) == []
+    assert "no interval: only one speaker" in wording.scores_in_words(summary | {"ua_low": None, "ua_high": None})[0]
+    assert "too narrow" in wording.marks_against(summary | {"interval_unit": "utterance"}, card)[0]
+    assert "not a result" in wording.marks_against(summary | {"validate": True}, card)[0]
 
 
 def test_calibration_is_said_beside_what_chance_would_show(run: Path):
     summary = json.loads((run / "summary.json").read_text())
     by_chance = summary["calibration"]["by_chance"]
-    assert report.calibration_in_words(summary).endswith(f"true ones would be off by {100 * by_chance:.1f} by chance")
+    assert wording.calibration_in_words(summary).endswith(f"true ones would be off by {100 * by_chance:.1f} by chance")
     older = summary | {"calibration": {name: of for name, of in summary["calibration"].items() if name != "by_chance"}}
-    assert report.calibration_in_words(older).endswith(")")
+    assert wording.calibration_in_words(older).endswith(")")
 
 
 def test_synthetic_is_said_wherever_a_number_stands(run: Path):
