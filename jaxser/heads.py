@@ -22,12 +22,12 @@ from jaxser.aligned import Aligned, Text, Voice
 from jaxser.store import Frames, blocks
 
 DROPOUT = 0.2
-"""Not given in the paper; the README's section on how defaults were chosen has the evidence."""
+"""Not given in the paper; benchmarks/SCORES.md has the evidence."""
 
 AVERAGE_FRAMES = {"lld": 1, "wav2vec": 16}
 """By kind of features: consecutive frames averaged before attention and MLP. The paper gives them every frame. wav2vec's come
-every 10 ms and are much alike: sixteen averaged (160 ms, about a syllable) train in a tenth of the time, no worse. The README
-has the measured effect."""
+every 10 ms and are much alike: sixteen averaged (160 ms, about a syllable) train in a tenth of the time, no worse:
+benchmarks/SCORES.md has the measured effect."""
 
 RECURRENT_AVERAGE = {"lld": 4, "wav2vec": 8}
 """The same before a recurrent head: 100 ms of descriptors, 80 ms of wav2vec's frames. An LSTM takes one frame after the other,
@@ -155,7 +155,7 @@ class Head:
 
 
 # The paper trains for an unknown number of epochs. These are numbers of updates, the same for every size of training set, so
-# that a small set is not simply trained less. The README's section on how defaults were chosen has the rule and the evidence.
+# that a small set is not simply trained less. benchmarks/SCORES.md has the rule and the evidence.
 HEADS = {
     "mean": Head(Linear, {"lld": 40_000, "wav2vec": 80_000}, pool=mean_of),
     "meanmax": Head(Linear, {"lld": 40_000, "wav2vec": 80_000}, pool=mean_and_max_of),

@@ -9,11 +9,12 @@ import pytest
 import tyro
 from conftest import write_tone
 
-from jaxser import compare, cv, extract, paper, predict, pretrain, wav2vec
+from jaxser import compare, corpora, cv, extract, paper, predict, pretrain, wav2vec
 from jaxser.architecture import LARGE
 from jaxser.heads import AVERAGE_FRAMES, DROPOUT, HEADS, MLP_PARAMETERS, mlp_parameters, mlp_width
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README, SCORES = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "benchmarks/SCORES.md"))
 CALLED = {
     "jaxser.cv": cv.Config,
     "jaxser.extract": extract.Config,
@@ -22,7 +23,8 @@ CALLED = {
     "jaxser.compare": compare.Config,
     "jaxser.predict": predict.Config,
 }
-COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m jaxser.")]
+LINES = (README + SCORES).splitlines()
+COMMANDS = [line.partition("#")[0].strip() for line in LINES if line.startswith("python -m jaxser.")]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--help" not in c])
@@ -67,8 +69,16 @@ def test_the_example_of_labels_runs(table: Path, tmp_path: Path):
     assert set(found["prediction"].probabilities) == {"high", "low"}
 
 
+def test_the_example_of_a_corpus_is_one(tmp_path: Path):
+    (example,) = re.findall(r"^```csv\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "corpus.csv").write_text(example)
+    corpus = corpora.read("csv", tmp_path / "corpus.csv", "all")
+    assert corpus.classes == ("happy", "neither, nor", "sad")
+    assert [u.speaker for u in corpus.utterances] == ["anna", "anna", "ben"]
+
+
 def test_nothing_is_left_to_fill_in():
-    assert "@@" not in README
+    assert "@@" not in README + SCORES
 
 
 def test_exactly_two_commands_to_begin_with():
