@@ -22,6 +22,9 @@ MAX_SECONDS = 5.0
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Files that corpus readers look for. libsndfile reads no m4a and no webm."""
 
+OTHER_SUFFIXES = (".m4a", ".aac", ".webm", ".wma", ".aif", ".aiff", ".amr", ".mp4", ".mov", ".mkv", ".3gp")
+"""Files that hold sound too and are not looked for: most of them libsndfile cannot read."""
+
 SILENCE = 2.0**-15
 """A clip whose samples span less than this, one step of 16-bit audio, holds no sound at all."""
 
@@ -34,6 +37,11 @@ UNREADABLE = (soundfile.LibsndfileError, RuntimeError, OSError, TypeError)
 RATES = (1_000, 1_000_000)
 """Hz. Lower and higher ones are headers that are damaged: resampling would take all the memory there is."""
 
+STREAMED = 0x7FFF_0000
+"""Bytes. A wav that claims so much sound or more was written into a pipe, by a program that could not know how much would come:
+0xFFFFFFFF (ffmpeg), or that without the header; SoX writes 0x7FFFF000, rounded down to whole samples of all channels. Of one
+that is really so long, two GiB, nobody would see that it was cut short."""
+
 BLOCK = 2**22
 """Numbers decoded at once."""
 
@@ -41,6 +49,9 @@ HEADER = 4_096
 """Bytes of a file that show what it is."""
 
 NO_SUCH_FILE = "no such file"
+
+LEADS_NOWHERE = f"{NO_SUCH_FILE}: the link leads nowhere"
+"""As in a git-annex or DataLad folder whose files have not been fetched."""
 
 UNREACHED = "cannot be reached"
 """How the reason begins where the system refuses a file."""
@@ -72,14 +83,16 @@ class Unreachable(AudioError):
 def absent(path: Path) -> str:
     """Why there is no file to read, in the system's words where it refuses to say; empty where there is one."""
     try:
-        return "" if path.is_file() else NO_SUCH_FILE
+        if path.is_file():
+            return ""
+        return LEADS_NOWHERE if path.is_symlink() and not path.exists() else NO_SUCH_FILE
     except OSError as error:
         return f"{UNREACHED}: {_reason(error)}"
 
 
 def may_pass(reason: str) -> bool:
     """Whether a reason is one of Unreachable's."""
-    return reason == NO_SUCH_FILE or reason.startswith(UNREACHED)
+    return reason.startswith((NO_SUCH_FILE, UNREACHED))
 
 
 def real_name(path: Path) -> str:
@@ -301,8 +314,8 @@ def _ends_early(path: Path) -> bool:
             while len(header := file.read(8)) == 8:
                 size = int.from_bytes(header[4:], "little")
                 if header[:4] == b"data":
-                    # 0 and 0xFFFFFFFF stand for "unknown": what programs write that stream a wav into a pipe.
-                    return 0 < size < 0xFFFFFFFF and path.stat().st_size - file.tell() < size
+                    # 0 stands for "unknown" too.
+                    return 0 < size < STREAMED and path.stat().st_size - file.tell() < size
                 file.seek(size + size % 2, 1)
         if magic[:4] == b"OggS":
             file.seek(max(0, path.stat().st_size - 65_536))  # no Ogg page is longer than 65,307 bytes

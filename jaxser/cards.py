@@ -59,8 +59,8 @@ def pretraining(note: Mapping[str, Any]) -> str:
     notes = f"\n{note['notes'].strip()}\n" if note.get("notes") else ""
     return f"""# wav2vec weights, pretrained with jaxser
 
-A wav2vec (Schneider et al., 2019) trained on unlabelled speech, for features of 16 kHz speech: `--weights` of every jaxser
-command. No emotion label was used.
+A wav2vec (Schneider et al., 2019) trained on unlabelled speech, for features of 16 kHz speech: `--weights` of jaxser's
+commands, `--initial` of its pretraining. No emotion label was used.
 
 {listed}
 {notes}
@@ -130,7 +130,7 @@ Frames made otherwise, or by other weights (whose sha256 it is; they are not in 
 
 {protocol}
 
-To repeat it: `{card["command"]}`
+To repeat it: `{card["command"]} {"--final" if about["final"] else "--save"}`
 
 ## What it is not for
 

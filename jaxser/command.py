@@ -78,9 +78,9 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     An exception that is none of ours is a bug and keeps its traceback. A configuration whose `keeps` is false has nothing to go
     on with. An error of memory may say in an attribute `busy_with` what there was not enough for.
     """
-    for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    take_any_name(sys.stdout)
     _CtrlC.listen()
     goes_on = ""
     try:
@@ -116,6 +116,20 @@ def run_command(name: str, config: type[Config], main: Callable[[Config], None])
     # collection lets go of the worker processes' semaphores first.
     gc.collect()
     os._exit(130)
+
+
+def take_any_name(stream: Any) -> None:
+    """Have an output write every name, whatever its alphabet is.
+
+    Files and pipes get UTF-8, and names of files that are no UTF-8 the bytes that they have; a terminal, which knows its own
+    alphabet alone, gets what is not in it as backslash escapes.
+    """
+    if not hasattr(stream, "reconfigure"):
+        return
+    if stream.isatty():
+        stream.reconfigure(errors="backslashreplace")
+    else:
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _give_up_output() -> None:

@@ -4,15 +4,17 @@ Every reader returns what lies there under the corpus's own labels; `read` then 
 What cannot be used is never dropped silently: it is listed with its reason in `Corpus.left_out`.
 """
 
-import csv
 import re
+import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxser.audio import SUFFIXES
+from jaxser.audio import SUFFIXES, absent
 from jaxser.command import shortened
 from jaxser.errors import CallError, WorkError
+from jaxser.files import below, lying_in, read_table
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ def read(name: str, root: Path, classes: str) -> Corpus:
         corpus = readers[name](root)
         if not corpus.utterances and not corpus.left_out:
             raise CallError(f"--root {root}: no {name} recordings below it{_looks_like(root, name)}")
+        if not corpus.utterances:
+            first, reason = corpus.left_out[0]
+            raise WorkError(f"none of {len(corpus.left_out)} recordings can be used; the first one, {first}: {reason}")
     corpus = replace(corpus, name=name)
     _demand_unique_ids(corpus.utterances)
     corpus = choose_classes(corpus, classes)
@@ -105,7 +110,8 @@ def read(name: str, root: Path, classes: str) -> Corpus:
 def choose_classes(corpus: Corpus, classes: str) -> Corpus:
     """Keep and merge the labels that `classes` names; what lies outside is counted, not listed.
 
-    `all` takes every label of the corpus as it is, but IEMOCAP's "no majority", which is no label.
+    `all` takes every label of the corpus as it is, but IEMOCAP's "no majority", which is no label. Names take those
+    labels as they are; what the paper would have merged into one of them is said in the notes.
     """
     present = {u.label for u in corpus.utterances} - {"no majority"}
     if classes == "paper":
@@ -113,7 +119,7 @@ def choose_classes(corpus: Corpus, classes: str) -> Corpus:
     elif classes == "all":
         order, merging = tuple(sorted(present)), {label: label for label in present}
     else:
-        order = tuple(name.strip() for name in classes.split(","))
+        order = tuple(unicodedata.normalize("NFC", name.strip()) for name in classes.split(","))
         merging = {label: label for label in order}
     if missing := [name for name in order if name not in {merging[label] for label in present if label in merging}]:
         raise CallError(
@@ -124,7 +130,18 @@ def choose_classes(corpus: Corpus, classes: str) -> Corpus:
         raise CallError(f"--classes {classes}: at least two different classes are needed, got {_listed(order)}")
     kept = tuple(replace(u, label=merging[u.label]) for u in corpus.utterances if u.label in merging)
     outside = Counter(u.label for u in corpus.utterances if u.label not in merging)
-    return replace(corpus, utterances=kept, classes=order, outside=tuple(sorted(outside.items())))
+    notes = corpus.notes if classes in ("paper", "all") else corpus.notes + _unmerged(corpus.name, order, outside)
+    return replace(corpus, utterances=kept, classes=order, outside=tuple(sorted(outside.items())), notes=notes)
+
+
+def _unmerged(name: str, classes: tuple[str, ...], outside: Counter[str]) -> tuple[str, ...]:
+    # What a class is without, though the paper has it there.
+    counted = {label: f"{count} utterance{'s' * (count > 1)}" for label, count in outside.items()}
+    return tuple(
+        f"{into} is taken without {label} ({counted[label]}), which the paper merges with it"
+        for label, into in PAPER_MERGING[name].items()
+        if into in classes and label in counted
+    )
 
 
 def read_iemocap(root: Path) -> Corpus:
@@ -137,9 +154,9 @@ def read_iemocap(root: Path) -> Corpus:
     if (root / "IEMOCAP_full_release").is_dir():
         root = root / "IEMOCAP_full_release"
     utterances, left_out = [], []
-    for session in sorted(root.glob("Session[0-9]*")):
+    for session in lying_in(root, "Session[0-9]*"):
         texts = _iemocap_transcripts(session)
-        for evaluation in sorted((session / "dialog" / "EmoEvaluation").glob("Ses*.txt")):
+        for evaluation in lying_in(session / "dialog" / "EmoEvaluation", "Ses*.txt"):
             for turn, code in _iemocap_turns(evaluation):
                 if code not in IEMOCAP_LABELS:
                     left_out.append((turn, f"label {code!r} of {evaluation.name} is none of {_listed(IEMOCAP_LABELS)}"))
@@ -176,7 +193,7 @@ def _iemocap_transcripts(session: Path) -> dict[str, str]:
     # Lines such as "M: ..." belong to no turn; the text itself may hold colons. Ids that end in XX and a digit have no
     # audio and do not match. Dialog files are matched by turn, for one dialog's name can be a prefix of another's.
     texts = {}
-    for path in sorted((session / "dialog" / "transcriptions").glob("Ses*.txt")):
+    for path in lying_in(session / "dialog" / "transcriptions", "Ses*.txt"):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if match := _TRANSCRIPT.match(line.strip()):
                 texts[match[1]] = match[2].strip()
@@ -211,6 +228,8 @@ def read_ravdess(root: Path) -> Corpus:
             left_out.append((name, f"the same recording as {seen[path.stem]}"))
         elif fields[2] not in RAVDESS_LABELS:
             left_out.append((name, f"emotion {fields[2]!r} in its name is none of {_listed(RAVDESS_LABELS)}"))
+        elif reason := absent(path):
+            left_out.append((name, reason))
         else:
             seen[path.stem] = name
             sentence = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}.get(fields[4])
@@ -233,6 +252,8 @@ def read_emodb(root: Path) -> Corpus:
             left_out.append((name, f"the same recording as {seen[path.stem]}"))
         elif match[3] not in EMODB_LABELS:
             left_out.append((name, f"emotion {match[3]!r} in its name is none of {_listed(EMODB_LABELS)}"))
+        elif reason := absent(path):
+            left_out.append((name, reason))
         else:
             seen[path.stem] = name
             utterances.append(Utterance(name, path, EMODB_LABELS[match[3]], match[1]))
@@ -250,18 +271,9 @@ def read_csv(table: Path) -> Corpus:
     """A table with the header `path,label` and, where there are any, `speaker,group,text,id`; other columns are ignored.
 
     Paths are relative to the table. An id not given is the path as written, without its suffix. An optional column must
-    be filled in every row or in none (`text` may have gaps).
+    be filled in every row or in none (`text` may have gaps). Labels, speakers and groups are compared in Unicode's form NFC.
     """
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            reader = csv.DictReader(file, strict=True)
-            header = [name.strip() for name in reader.fieldnames or []]
-            if missing := [name for name in ("path", "label") if name not in header]:
-                raise CallError(f"{table}: no column {_listed(missing)} in the header {shortened(','.join(header))!r}")
-            reader.fieldnames = header
-            rows = [(reader.line_num, row) for row in reader]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise CallError(f"{table}: not a CSV in UTF-8: {error}") from None
+    header, rows = read_table(table, str(table), ("path", "label"))
     if not rows:
         raise CallError(f"{table}: a header and no rows")
     utterances = []
@@ -273,6 +285,8 @@ def read_csv(table: Path) -> Corpus:
         path = Path(value["path"])
         if not path.name:
             raise CallError(f"{table}, line {line}: the path {value['path']!r} names no file")
+        for name in ("label", "speaker", "group"):  # or one person, written in two ways, could stand on both sides of a fold
+            value[name] = value[name] and unicodedata.normalize("NFC", value[name])
         value["id"] = value["id"] or path.with_suffix("").as_posix()
         utterances.append(Utterance(**(value | {"path": table.parent / path})))
     for name in ("speaker", "group", "id"):
@@ -284,8 +298,8 @@ def read_csv(table: Path) -> Corpus:
 
 def _recordings(root: Path) -> list[Path]:
     # "._name" files are what macOS leaves in archives; they end in .wav and hold no sound.
-    found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("._"))
-    return sorted(p for p in found if p.is_file())
+    found = (p for p in below(root) if p.suffix.lower() in SUFFIXES and not p.name.startswith("._"))
+    return sorted(p for p in found if p.is_file() or p.is_symlink())  # a link that leads nowhere is left out by name
 
 
 def _with_suffix(path: Path) -> Path:
@@ -307,9 +321,9 @@ def _demand_unique_ids(utterances: tuple[Utterance, ...]) -> None:
 
 def _looks_like(root: Path, name: str) -> str:
     others = {"iemocap": read_iemocap, "ravdess": read_ravdess, "emodb": read_emodb}
-    found = [other for other, reader in others.items() if other != name and reader(root).utterances]
-    if found:
-        return f"; it looks like {found[0]}: --corpus {found[0]}"
+    with suppress(WorkError):  # a folder that cannot be read, which this corpus would not have had
+        if found := [other for other, reader in others.items() if other != name and reader(root).utterances]:
+            return f"; it looks like {found[0]}: --corpus {found[0]}"
     expected = {
         "iemocap": "Session1/dialog/EmoEvaluation/*.txt",
         "ravdess": "Actor_01/03-01-05-01-01-01-01.wav",

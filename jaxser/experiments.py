@@ -43,6 +43,9 @@ from jaxser.store import Frames
 OF_A_KIND = ("train_size", "seeds", "out", "parallel", "memory", "save", "final", "state_seconds")
 """In what experiments may differ that train in one program; all else fixes shapes, features or what an update computes."""
 
+SHOWN = 20
+"""Utterances left out that are named one by one before training; the protocol has all."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -70,7 +73,9 @@ class Experiment:
     @property
     def remarks(self) -> list[str]:
         """One line for each thing that a reader of the score should know of the data."""
-        left_out = [f"left out: {name}: {reason}" for name, reason in self.corpus.left_out]
+        left_out = [f"left out: {name}: {reason}" for name, reason in self.corpus.left_out[:SHOWN]]
+        if (more := len(self.corpus.left_out) - SHOWN) > 0:
+            left_out.append(f"... and {more} more, in protocol.json")
         return [*left_out, *self.corpus.notes, *(line for check in self.checks for line in check.found)]
 
 

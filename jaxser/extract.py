@@ -42,8 +42,8 @@ class Config:
     root: Path | None = None
     """The corpus folder, or the CSV file. Not for synthetic."""
     classes: str | None = None
-    """`paper` (neutral, happy, sad, angry; the corpus's labels merged as in the paper), `all`, or names separated by commas.
-    Default: paper, but all for a CSV."""
+    """`paper` (neutral, happy, sad, angry; the corpus's labels merged as in the paper), `all`, or names separated by commas, as
+    labelled, not merged. Default: paper, but all for a CSV."""
     features: Literal["lld", "wav2vec"] = "wav2vec"
     """`wav2vec`: the frames of a pretrained network. `lld`: pyAudioAnalysis' 34 low-level descriptors."""
     weights: str = "nano"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxser import audio
-from jaxser.command import differences
+from jaxser.command import differences, take_any_name
 from jaxser.errors import CallError, WorkError
 from jaxser.files import json_of, locked, named, write_json
 from jaxser.recogniser import Prediction
@@ -57,9 +57,13 @@ def _row(cells: Mapping[str, str], classes: Sequence[str]) -> Row:
 
 def as_csv(row: Row, classes: Sequence[str]) -> str:
     """One line, or several where a path has them."""
-    file = io.StringIO()
-    quoting = csv.QUOTE_ALL if "\r" in row.path else csv.QUOTE_MINIMAL
-    csv.writer(file, lineterminator="\n", quoting=quoting).writerow(_cells(row, classes))
+    return _line(_cells(row, classes))
+
+
+def _line(cells: Sequence[str]) -> str:
+    # A carriage return alone ends a line when it is read again, and would stand unquoted.
+    file, quoting = io.StringIO(), csv.QUOTE_ALL if any("\r" in cell for cell in cells) else csv.QUOTE_MINIMAL
+    csv.writer(file, lineterminator="\n", quoting=quoting).writerow(cells)
     return file.getvalue()
 
 
@@ -96,7 +100,7 @@ def header(form: Format, classes: Sequence[str]) -> str:
     if form == "table":
         names = "".join(f"{name:>{_width(name)}}" for name in classes)
         return f"{'start':>7} {'end':>7}  {'label':<12}{names}  agree   (per cent)\n"
-    return ",".join(columns(classes)) + "\n" if form == "csv" else ""
+    return _line(columns(classes)) if form == "csv" else ""
 
 
 SHOWN = {"table": as_text, "csv": as_csv, "jsonl": as_json}
@@ -125,8 +129,7 @@ def opened(
     recordings, or that is none of ours, WorkError for one that another process writes.
     """
     if out is None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+        take_any_name(sys.stdout)
         sys.stdout.write(header(form, classes))
 
         def show(row: Row) -> None:

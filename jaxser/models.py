@@ -7,8 +7,10 @@ they are.
 
 import dataclasses
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from platformdirs import user_cache_path
 
-from jaxser import cards, checkpoint, extract, wav2vec
+from jaxser import cards, checkpoint, extract, results, wav2vec
 from jaxser.command import differences
 from jaxser.ensemble import Trained
 from jaxser.errors import CallError, WorkError
-from jaxser.files import write_bytes
+from jaxser.files import json_of, write_bytes
 from jaxser.heads import HEADS
 from jaxser.kinds import misfit
 from jaxser.recogniser import Members, Recogniser
@@ -117,16 +119,24 @@ def load(
     """A model that `jaxser.cv --save` wrote, from its folder or from the run folder around it. Paths may be remote (gs://).
 
     Its prediction is the mean of all folds' and seeds' heads; with `final` that of the one trained on all data. `weights` and
-    `text_model` say where the encoders lie today; other ones than it was trained with are refused. Raises CallError for what
-    is no model, WorkError for a damaged one.
+    `text_model` say where the encoders lie today; other ones than it was trained with are refused, and those of a kind that it
+    does not read. Raises CallError for what is no model, WorkError for a damaged one.
     """
     folder = checkpoint.absolute(path)
-    folder = folder / "model" if (folder / "model").exists() else folder
+    if (folder / "model").exists():
+        folder = folder / "model"
+    else:
+        _refuse_run_without_model(Path(path).expanduser())
     params, about = checkpoint.load(folder, KIND)
     if odd := misfit(about, ABOUT_KINDS):
         raise WorkError(f"{path} is damaged: what it says of itself is not whole, {odd}")
     try:
         config = extract.Config(**_of_features(about["config"]))
+        reads = HEADS[about["config"]["head"]].inputs
+        if weights is not None and ("audio" not in reads or config.features != "wav2vec"):
+            raise CallError(f"--weights {weights}: {path} reads no wav2vec; leave it out")
+        if text_model is not None and "text" not in reads:
+            raise CallError(f"--text-model {text_model}: {path} reads no words; leave it out")
         changes = {name: value for name, value in (("weights", weights), ("text_model", text_model)) if value is not None}
         if weights is None and about["weights_at"]:
             changes["weights"] = about["weights_at"]
@@ -160,6 +170,23 @@ def load(
     if odd := model.misfit():
         raise WorkError(f"{path} is damaged: {odd}")
     return model
+
+
+def _refuse_run_without_model(run: Path) -> None:
+    # With the command that gives it one. cv trains a finished run anew for a model, and ends with the same scores.
+    config = card = None
+    with suppress(OSError):  # whatever a disk does not say now is told where the model is read
+        config, card = json_of(run / "config.json"), json_of(run / "protocol.json")
+        results.refuse_table(run)
+    if not config or not {"head", "seeds", "updates"} <= set(config):
+        return
+    if not (run / "summary.json").is_file():
+        raise CallError(f"{run} is not finished and has no model: repeat the command that began it, with --save")
+    command = f"{(card or {}).get('command') or 'python -m jaxser.cv ...'} --out {shlex.quote(str(run))} --save"
+    raise CallError(
+        f"{run} has no model, for it was run without --save: the same command with it trains the same heads anew and keeps "
+        f"them: {command}"
+    )
 
 
 def _of_features(config: Mapping[str, Any]) -> dict[str, Any]:

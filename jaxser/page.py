@@ -33,7 +33,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), total: int | None = None) -> str:
     """A table that scrolls sideways where it must. Columns in `words` are text, others numbers, with what is in brackets after
-    them on a line of its own; row `total` is set off."""
+    them on a line of its own; row `total` is set off. A first column of text names its rows."""
 
     def shown(cell: str, words: bool) -> str:
         number, bracket, beside = cell.partition(" (")
@@ -41,15 +41,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[
             return html.escape(cell)
         return f'{html.escape(number)}<br><span class="soft">({html.escape(beside)}</span>'
 
-    def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
-        inside = "".join(
-            f"<{tag}{_class('text' * (i in words))}>{shown(cell, i in words)}</{tag}>" for i, cell in enumerate(cells)
-        )
+    def cell(text: str, column: int, scope: str) -> str:
+        tag, of = ("th", f' scope="{scope}"') if scope else ("td", "")
+        return f"<{tag}{of}{_class('text' * (column in words))}>{shown(text, column in words)}</{tag}>"
+
+    def line(cells: Sequence[str], kind: str = "") -> str:
+        inside = "".join(cell(text, i, "row" if i == 0 and 0 in words else "") for i, text in enumerate(cells))
         return f"<tr{_class(kind)}>{inside}</tr>\n"
 
     total = total if total is None else total % len(rows)
-    body = "".join(line(row, "td", "total" * (i == total)) for i, row in enumerate(rows))
-    return f'<div class="wide"><table>\n{line(header, "th")}{body}</table></div>\n'
+    names = "".join(cell(text, i, "col") for i, text in enumerate(header))
+    body = "".join(line(row, "total" * (i == total)) for i, row in enumerate(rows))
+    return f'<div class="wide"><table>\n<tr>{names}</tr>\n{body}</table></div>\n'
 
 
 def facts(known: Mapping[str, str | Sequence[str]]) -> str:

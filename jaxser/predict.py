@@ -1,8 +1,8 @@
 """python -m jaxser.predict: labels and calibrated probabilities for recordings, from a model that jaxser.cv --save wrote."""
 
-import csv
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from jaxser import audio, devices, labels, models, timelines
 from jaxser.command import demand_at_least, run_command, workers
 from jaxser.digests import text_digest
 from jaxser.errors import CallError, WorkError
+from jaxser.files import below, read_table
 from jaxser.labels import Row, Span
 from jaxser.recogniser import Item, Prediction, Recogniser
 
@@ -66,7 +67,10 @@ class Config:
 def main(config: Config) -> None:
     """The whole command. Labels go to stdout or to --out, everything else to stderr."""
     config = check(config)
-    paths = [path for given in config.files for path in found(given)]
+    others: Counter[str] = Counter()
+    paths = [path for given in config.files for path in found(given, others)]
+    if others:
+        _say(_passed_over(others))
     texts = texts_of(config, paths)
     devices.prepare(config.cache)
     places = {"weights": config.weights, "text_model": config.text_model, "cache": config.cache}
@@ -118,11 +122,15 @@ def check(config: Config) -> Config:
     return dataclasses.replace(config, format=config.out.suffix[1:])
 
 
-def found(given: str) -> list[Path]:
-    """The recordings that an argument names. Raises CallError for a folder without any."""
+def found(given: str, others: Counter[str] | None = None) -> list[Path]:
+    """The recordings that an argument names. Raises CallError for a folder without any, WorkError for one that cannot be read.
+
+    Files in folders that may hold sound too, in formats that are not looked for, are counted in `others` by their suffix.
+    """
+    others = Counter() if others is None else others
     if given == "-":
         lines = (line.rstrip("\r\n") for line in sys.stdin)
-        return [path for line in lines if line for path in found(line if line != "-" else "./-")]
+        return [path for line in lines if line for path in found(line if line != "-" else "./-", others)]
     path = Path(given)
     try:
         is_folder = path.is_dir()
@@ -130,10 +138,19 @@ def found(given: str) -> list[Path]:
         is_folder = False
     if not is_folder:
         return [path]  # one that is not there, or is refused, gets its row, with the reason
-    there = sorted(p for p in path.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
-    if not there:
-        raise CallError(f"{given}: no recordings ({', '.join(audio.SUFFIXES)}) there")
-    return there
+    files = [p for p in below(path) if not p.name.startswith(".")]
+    here = Counter(p.suffix.lower() for p in files if p.suffix.lower() in audio.OTHER_SUFFIXES)
+    others += here
+    if there := sorted(p for p in files if p.suffix.lower() in audio.SUFFIXES):
+        return there
+    raise CallError(f"{given}: no recordings ({', '.join(audio.SUFFIXES)}) there" + (f"; {_passed_over(here)}" if here else ""))
+
+
+def _passed_over(others: Counter[str]) -> str:
+    count, suffixes = others.total(), sorted(others)
+    what = f"{count} files of other formats" if count > 1 else "1 file of another format"
+    were = f"{what} ({', '.join(suffixes)}) {'were' if count > 1 else 'was'} passed over"
+    return f"{were}: convert {'them' if count > 1 else 'it'}, e.g. ffmpeg -i x{suffixes[0]} x.wav"
 
 
 def texts_of(config: Config, paths: Sequence[Path]) -> list[str | None]:
@@ -149,13 +166,12 @@ def texts_of(config: Config, paths: Sequence[Path]) -> list[str | None]:
 
 def _texts_in(table: Path, paths: Sequence[Path]) -> list[str | None]:
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise CallError(f"--text {table}: {getattr(error, 'strerror', None) or error}") from None
-    if not rows or not {"path", "text"} <= set(rows[0]):
+        _, rows = read_table(table, f"--text {table}", ("path", "text"))
+    except OSError as error:
+        raise CallError(f"--text {table}: {error.strerror}") from None
+    if not rows:
         raise CallError(f"--text {table}: a CSV with the columns path and text, and a line for each recording")
-    known = {audio.real_name(table.parent / (row["path"] or "")): row["text"] for row in rows}
+    known = {audio.real_name(table.parent / (row["path"] or "")): row["text"] for _, row in rows}
     return [known.get(audio.real_name(path)) for path in paths]
 
 

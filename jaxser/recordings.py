@@ -1,7 +1,7 @@
 """Unlabelled speech for pretraining: what lies in folders and CSV files, and who is held out."""
 
-import csv
 import errno
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxser import audio
 from jaxser.errors import CallError, WorkError
+from jaxser.files import below, read_table
 
 _HELD_OUT = 11
 """Purpose of a random stream; those of `folds` and `crops` are other numbers."""
@@ -80,7 +81,7 @@ def find(sources: Sequence[Path], shortest: int, jobs: int = 1) -> Found:
 
 def _promised(path: Path) -> tuple[int, str]:
     # How many samples a recording's header promises, and why where there are none.
-    if (reason := audio.absent(path)) == audio.NO_SUCH_FILE:
+    if (reason := audio.absent(path)).startswith(audio.NO_SUCH_FILE):
         return 0, reason
     try:
         return audio.samples_of_header(path), "not readable as audio"
@@ -96,22 +97,20 @@ def _listed(source: Path) -> list[tuple[Path, str | None]]:
     except OSError as error:
         raise CallError(f"--audio {source}: {audio.UNREACHED}: {error.strerror}") from None
     if is_folder:
-        found = (p for p in source.rglob("*") if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
+        found = (p for p in below(source) if p.suffix.lower() in audio.SUFFIXES and not p.name.startswith("."))
         return [(path.absolute(), None) for path in sorted(found) if audio.absent(path) != audio.NO_SUCH_FILE]
     if not is_file:
         raise CallError(f"--audio {source}: no such folder or CSV file")
     if source.suffix.lower() != ".csv":
         raise CallError(f"--audio {source}: neither a folder nor a CSV file with the column path")
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header, rows = reader.fieldnames or [], list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise CallError(f"--audio {source}: not a CSV in UTF-8: {error}") from None
-    if "path" not in header:
-        raise CallError(f"--audio {source}: no column path in its header {','.join(header)!r}")
-    found = sorted((row["path"].strip(), (row.get("speaker") or "").strip()) for row in rows if (row.get("path") or "").strip())
-    return [((source.parent / path).absolute(), speaker or None) for path, speaker in found]
+    _, rows = read_table(source, f"--audio {source}", ("path",))
+    found = sorted(((row["path"] or "").strip(), _speaker(row)) for _, row in rows)
+    return [((source.parent / path).absolute(), speaker or None) for path, speaker in found if path]
+
+
+def _speaker(row: Mapping[str, str | None]) -> str:
+    # In one form, or one person, written in two ways, could be held out and trained on.
+    return unicodedata.normalize("NFC", (row.get("speaker") or "").strip())
 
 
 def hold_out(

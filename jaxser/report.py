@@ -24,7 +24,7 @@ def table(out: Path) -> str:
     lines += [*wording.marks_against(summary, card), f"folds: {card['fold_rule']}"]
     lines += [f"note: {note}" for note in [*card["notes"], *card["leaks"]]]
     if summary["left_out"]:
-        lines.append(f"left out: {summary['left_out']} utterance(s) that could not be used, named in protocol.json")
+        lines.append(f"left out: {summary['left_out']} utterance(s) that were not used, named in protocol.json")
     if card["outside_classes"]:
         lines.append(f"not among the classes: {wording.pairs(card['outside_classes'])}")
     if (out / "model").exists():
@@ -68,10 +68,10 @@ def draw(out: Path, summary: dict[str, Any]) -> None:
     title = f"{wording.corpus_name(card)}\nUA {wording.percent(summary['ua_mean'])} %{seeds}"
     picture = pictures.confusion(counts, classes, title + "\nRANDOM WEIGHTS" * summary["random_weights"])
     write_bytes(out / "confusion.png", picture)
-    write_bytes(out / "report.html", _page(out, summary, card, picture).encode(errors="backslashreplace"))
+    write_bytes(out / "report.html", _page(out, summary, card, picture, counts).encode(errors="backslashreplace"))
 
 
-def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: bytes) -> str:
+def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: bytes, counts: np.ndarray) -> str:
     score, _, beside = wording.scores_in_words(summary)[0].partition(", ")
     header, *lines = _fold_table(out, summary, card)
     alignment = out / "alignment.png"
@@ -87,7 +87,12 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
             page.paragraph(f"Per cent; recalls by class; each line the mean over {wording.seeds_in_words(summary)}.", "soft"),
         ),
         page.section("Classes", page.table(("class", "recall %", "95 % interval"), _class_table(summary))),
-        page.section("Confusion", page.image(picture, "Confusion matrix: labels in rows, recognised classes in columns")),
+        page.section(
+            "Confusion",
+            page.image(picture, "Confusion matrix: labels in rows, recognised classes in columns"),
+            page.table(("labelled as", *summary["classes"]), _count_table(summary, counts)),
+            page.paragraph("Utterances; labels in rows, recognised classes in columns, all seeds together.", "soft"),
+        ),
         page.section("Calibration", *_calibration(summary)),
         page.section("What the words listened to", *_alignment(alignment.read_bytes())) if alignment.exists() else "",
         page.section("Training loss", _loss_curves(out)),
@@ -104,6 +109,10 @@ def _page(out: Path, summary: dict[str, Any], card: dict[str, Any], picture: byt
 
 def _class_table(summary: dict[str, Any]) -> list[list[str]]:
     return [[name, wording.percent(recall["mean"]), wording.interval(recall)] for name, recall in summary["recalls"].items()]
+
+
+def _count_table(summary: dict[str, Any], counts: np.ndarray) -> list[list[str]]:
+    return [[name, *map(str, row)] for name, row in zip(summary["classes"], counts, strict=True)]
 
 
 def _calibration(summary: Mapping[str, Any]) -> list[str]:

@@ -215,6 +215,7 @@ def read_finished(folder: Path) -> Finished:
         raise CallError(f"{folder} is no run folder of jaxser.cv: it has no config.json")
     if not (folder / "summary.json").is_file():
         raise CallError(f"{folder} is not finished, it has no summary.json: repeat the command that began it")
+    refuse_table(folder)
     summary, card = read_reports(folder)
     try:
         finished = Finished(folder, summary, card, _predictions(folder, summary))
@@ -222,6 +223,12 @@ def read_finished(folder: Path) -> Finished:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise CallError(f"{folder} is damaged: {error}; delete {folder} and repeat its command") from None
     return finished
+
+
+def refuse_table(folder: Path) -> None:
+    """Raise CallError for the folder of a table or figure of jaxser.paper, which is made of runs and is none."""
+    if "cells" in (json_of(folder / "summary.json") or {}):
+        raise CallError(f"{folder} is a table or figure of jaxser.paper; its runs are named in {folder / 'cells.csv'}")
 
 
 def _predictions(folder: Path, summary: Mapping[str, Any]) -> dict[str, Prediction]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import os
 import signal
 import tempfile
@@ -77,6 +78,24 @@ def full_disk(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def unreadable(folder: Path) -> Iterator[None]:
+    """Nobody may list this folder: whoever runs the tests as root could."""
+
+    def refusing(listed):
+        def refused(path="."):
+            if Path(os.fsdecode(path)) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            return listed(path)
+
+        return refused
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("scandir", "listdir"):
+            patch.setattr(os, name, refusing(getattr(os, name)))
+        yield
 
 
 def write_tone(path: Path, seconds: float = 0.5, hertz: float = 220, seed: int = 0, rate: int = 16_000) -> Path:

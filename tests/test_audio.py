@@ -70,14 +70,26 @@ def test_files_cut_short_are_found(tmp_path: Path, name: str, share: float):
         audio.load(_cut(path, share))
 
 
-def test_wav_of_unknown_length_is_read(tmp_path: Path):
-    # Programs that stream a wav into a pipe cannot know its size and write the largest number.
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFF000, 0x7FFFF000 // 6 * 6, 0x7FFFF000 // 4096 * 4096])
+def test_wav_of_unknown_length_is_read(tmp_path: Path, size: int):
+    # Programs that stream a wav into a pipe cannot know its size: they write the largest number, with or without what the
+    # header takes, or, as SoX does, 0x7FFFF000 in whole samples of all channels.
     path = write_tone(tmp_path / "a.wav", 1.0)
     data = bytearray(path.read_bytes())
     place = data.find(b"data")
-    data[place + 4 : place + 8] = data[4:8] = b"\xff\xff\xff\xff"
+    data[place + 4 : place + 8] = size.to_bytes(4, "little")
+    data[4:8] = min(size + 36, 0xFFFFFFFF).to_bytes(4, "little")
     path.write_bytes(bytes(data))
     assert len(audio.load(path)) == 16_000
+
+
+def test_a_link_that_leads_nowhere_is_told_from_no_file(tmp_path: Path):
+    (tmp_path / "a.wav").symlink_to(tmp_path / "b.wav")
+    assert audio.absent(tmp_path / "b.wav") == "no such file"
+    assert audio.absent(tmp_path / "a.wav") == "no such file: the link leads nowhere"
+    assert audio.may_pass(audio.absent(tmp_path / "a.wav"))
+    write_tone(tmp_path / "b.wav")
+    assert audio.absent(tmp_path / "a.wav") == ""
 
 
 @pytest.mark.parametrize(

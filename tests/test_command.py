@@ -69,3 +69,39 @@ def test_paths_on_standard_input_need_not_be_utf8(monkeypatch: pytest.MonkeyPatc
     found = []
     command.run_command("jaxser.predict", NoFlags, lambda config: found.extend(predict.found("-")))
     assert [os.fsencode(path) for path in found] == [b"caf\xe9.wav", b"na\xc3\xafve.wav"]
+
+
+PRINTS = """
+import os, sys
+from dataclasses import dataclass
+from jaxser.command import run_command
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+run_command("a command", Config, lambda config: print("\\u540d\\u524d \\u00e9", os.fsdecode(b"caf\\xe9")))
+"""
+
+
+def test_names_of_any_alphabet_go_into_files_and_pipes():
+    there = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, timeout=60, env=there)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == "\u540d\u524d \u00e9 ".encode() + b"caf\xe9" + os.linesep.encode()
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "shown"), [("latin-1", b"\\u540d \xe9 \\udce9"), ("utf-8", b"\xe5\x90\x8d \xc3\xa9 \\udce9")]
+)
+def test_a_terminal_shows_what_it_can(alphabet: str, shown: bytes):
+    stream = Terminal(io.BytesIO(), alphabet)
+    command.take_any_name(stream)
+    stream.write("\u540d \u00e9 \udce9")
+    stream.flush()
+    assert stream.buffer.getvalue() == shown

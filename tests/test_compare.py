@@ -212,6 +212,11 @@ def test_folders_that_are_no_finished_run(runs: tuple[Path, Path], tmp_path: Pat
         compare.main(compare.Config(runs[0], tmp_path / "nowhere"))
     with pytest.raises(CallError, match="named twice"):
         compare.main(compare.Config(runs[0], runs[0]))
+    (tmp_path / "table").mkdir()
+    files.write_json(tmp_path / "table" / "config.json", {"table": 1})
+    files.write_json(tmp_path / "table" / "summary.json", {"cells": {}, "missing": {}, "command": "python -m jaxser.paper"})
+    with pytest.raises(CallError, match=r"is a table or figure of jaxser\.paper; its runs are named in .*/table/cells\.csv$"):
+        compare.main(compare.Config(runs[0], tmp_path / "table"))
     (runs[1] / "predictions.csv").write_text("id,label\n")
     with pytest.raises(CallError, match="damaged"):
         compare.main(compare.Config(*runs))

@@ -1,8 +1,9 @@
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import write_tone
+from conftest import unreadable, write_tone
 
 from jaxser import corpora
 from jaxser.errors import CallError, WorkError
@@ -142,6 +143,10 @@ def test_csv(tmp_path: Path):
         ("path,label,id\n/,y,b\n", "line 2: the path '/' names no file"),
         ("path,label,speaker\na.wav,x,1\nb.wav,y,\n", "line 3: no speaker"),
         ('path,label\n"a.wav,x\n', "not a CSV"),
+        (
+            "path,label,text,speaker\na.wav,x,Yes,1\nb.wav,y,Yes, we can,2\n",
+            r"t\.csv, line 3: more cells than the header has columns \(5 and 4\): quote a text that holds commas",
+        ),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str):
@@ -183,3 +188,78 @@ def test_classes_that_are_not_there(tmp_path: Path):
         corpora.read("emodb", tmp_path, "angry,cross")
     with pytest.raises(CallError, match="two different classes"):
         corpora.read("emodb", tmp_path, "angry")
+
+
+def test_a_comma_at_the_end_of_a_line_shifts_nothing(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("path,label,speaker\na.wav,x,1,\nb.wav,y,2, ,\n")
+    assert [u.speaker for u in corpora.read("csv", tmp_path / "t.csv", "all").utterances] == ["1", "2"]
+
+
+def test_two_ways_to_write_a_name_are_one_name(tmp_path: Path):
+    one, other = "\u00e9.wav,fr\u00f6hlich,J\u00fcrgen,\u00e0", "e\u0301.wav,fro\u0308hlich,Ju\u0308rgen,a\u0300"
+    (tmp_path / "t.csv").write_text(f"path,label,speaker,group\n{one}\n{other}\nc.wav,x,x,x\n", encoding="utf-8")
+    corpus = corpora.read("csv", tmp_path / "t.csv", "x,fro\u0308hlich")
+    assert corpus.classes == ("x", "fr\u00f6hlich")
+    found = {(u.label, u.speaker, u.group) for u in corpus.utterances}
+    assert found == {("fr\u00f6hlich", "J\u00fcrgen", "\u00e0"), ("x", "x", "x")}
+    assert [u.path.name for u in corpus.utterances][:2] == ["\u00e9.wav", "e\u0301.wav"]  # a disk may know them as two
+    assert [u.id for u in corpus.utterances][:2] == ["\u00e9", "e\u0301"]
+
+
+NAMES = {
+    "ravdess": ("Actor_{:02}/03-01-05-01-01-01-{:02}.wav", "Actor_{:02}/03-01-03-01-01-01-{:02}.wav"),
+    "emodb": ("{:02}/{:02}a01Wa.wav", "{:02}/{:02}a01Fa.wav"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+@pytest.mark.parametrize("name", NAMES)
+def test_linked_folders_and_links_that_lead_nowhere(tmp_path: Path, name: str):
+    home = tmp_path / "home"
+    for actor in (1, 2, 3):
+        for pattern in NAMES[name]:
+            path = write_tone(home / pattern.format(actor, actor))
+    path.parent.rename(tmp_path / "other disk")
+    path.parent.symlink_to(tmp_path / "other disk")
+    gone = home / NAMES[name][0].format(1, 1)
+    gone.unlink()
+    gone.symlink_to(home / ".git" / "annex" / "objects" / "not fetched.wav")
+    corpus = corpora.read(name, home, "angry,happy")
+    expected = [
+        pattern.format(a, a) for a in (1, 2, 3) for pattern in sorted(NAMES[name]) if home / pattern.format(a, a) != gone
+    ]
+    assert [u.path.relative_to(home).as_posix() for u in corpus.utterances] == expected
+    left_out = (gone.relative_to(home).with_suffix("").as_posix(), "no such file: the link leads nowhere")
+    assert corpus.left_out == (left_out,)
+    with unreadable(home / NAMES[name][0].format(2, 2).partition("/")[0]), pytest.raises(WorkError, match="Permission denied"):
+        corpora.read(name, home, "angry,happy")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_a_corpus_of_which_nothing_was_fetched(tmp_path: Path):
+    for name in NAMES["emodb"]:
+        (tmp_path / "03").mkdir(exist_ok=True)
+        (tmp_path / name.format(3, 3)).symlink_to("nowhere")
+    with pytest.raises(WorkError, match=r"none of 2 recordings can be used; the first one, 03/03a01Fa: no such file: the link"):
+        corpora.read("emodb", tmp_path, "paper")
+
+
+@pytest.mark.parametrize("folder", ["", "dialog/EmoEvaluation", "dialog/transcriptions"])
+def test_iemocap_folders_that_cannot_be_read(tmp_path: Path, folder: str):
+    root = write_iemocap(tmp_path) / "IEMOCAP_full_release"
+    locked = root / "Session1" / folder if folder else root
+    with unreadable(locked), pytest.raises(WorkError, match=f"^{locked}: Permission denied"):
+        corpora.read("iemocap", root, "paper")
+
+
+def test_named_classes_say_what_the_paper_would_merge(tmp_path: Path):
+    root = write_iemocap(tmp_path / "iemocap")
+    notes = ("happy is taken without excited (1 utterance), which the paper merges with it",)
+    assert corpora.read("iemocap", root, "neutral,happy").notes == notes
+    for classes in ("all", "neutral,angry", "happy,excited"):
+        assert corpora.read("iemocap", root, classes).notes == ()
+    for actor in (1, 2):
+        for emotion in ("01", "02", "05"):
+            write_tone(tmp_path / "ravdess" / f"03-01-{emotion}-01-01-01-0{actor}.wav")
+    corpus = corpora.read("ravdess", tmp_path / "ravdess", "neutral,angry")
+    assert corpus.notes == ("neutral is taken without calm (2 utterances), which the paper merges with it",)

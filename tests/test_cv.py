@@ -206,6 +206,20 @@ def test_one_bad_file_is_counted_and_named(config: cv.Config, tmp_path: Path, ca
     assert not (tmp_path / "strict" / "summary.json").exists()
 
 
+def test_many_bad_files_do_not_fill_the_screen(config: cv.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for speaker in range(6):
+        for name in ("low-0", "low-1", "high-0", "high-1"):
+            (tmp_path / f"audio/s{speaker}-{name}.wav").write_text("no audio")
+    cv.main(replace(config, updates=2))
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith(("left out", "..."))]
+    assert len(lines) == 21
+    assert lines[-2].startswith("left out: audio/s4-high-1: not readable")
+    assert lines[-1] == "... and 4 more, in protocol.json"
+    assert "left out: 24 utterance(s) that were not used, named in protocol.json" in printed.out
+    assert len(json.loads((config.out / "protocol.json").read_text())["left_out"]) == 24
+
+
 def test_planted_leaks_are_found(config: cv.Config, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copy(tmp_path / "audio/s0-low-0.wav", tmp_path / "audio/s1-low-0.wav")
     cv.main(config)

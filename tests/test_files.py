@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import full_disk
+from conftest import full_disk, unreadable
 
 from jaxser import digests, files
+from jaxser.errors import WorkError
 
 ODD = ["a,b", 'say "no"', "two\nlines", "a\rb", "Ärger", "名前", " edges ", "bytes \udce4 of a name", "-1", ""]
 
@@ -87,3 +88,45 @@ def test_an_error_that_names_a_file_keeps_its_name(tmp_path: Path):
         (tmp_path / "another").read_bytes()
     with full_disk(10), pytest.raises(OSError, match="/a"), files.named(tmp_path / "a"):
         (tmp_path / "another").write_bytes(bytes(20))
+
+
+def names_below(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in sorted(files.below(folder))]
+
+
+def test_below_is_what_rglob_finds_in_a_tree_without_links(tmp_path: Path):
+    for name in ("b.wav", "a b/c.wav", "a/deep/.hidden/d", "a-b.wav", "a.wav/e", "Z/f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert sorted(files.below(tmp_path)) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_linked_folders_are_entered_once_and_never_in_a_circle(tmp_path: Path):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for path in (home / "real" / "a", elsewhere / "deep" / "b", tmp_path / "beside"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (home / "again").symlink_to(home / "real")  # before it in the alphabet, and no other files
+    (home / "out").symlink_to(elsewhere)
+    (home / "out too").symlink_to(elsewhere / "deep")
+    (home / "real" / "round").symlink_to(home)
+    (home / "up").symlink_to(tmp_path)  # what lies beside is no part of it
+    (elsewhere / "back").symlink_to(home / "real")
+    (home / "gone").symlink_to(tmp_path / "nowhere")
+    assert names_below(home) == ["gone", "out/deep/b", "real/a"]
+    (tmp_path / "by another name").symlink_to(home)
+    assert names_below(tmp_path / "by another name") == names_below(home)
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path):
+    (tmp_path / "a" / "locked").mkdir(parents=True)
+    message = rf"^{tmp_path / 'a' / 'locked'}: Permission denied, and what lies in it would be missing: make it readable"
+    with unreadable(tmp_path / "a" / "locked"):
+        with pytest.raises(WorkError, match=message):
+            list(files.below(tmp_path))
+        with pytest.raises(WorkError, match=message):
+            files.lying_in(tmp_path / "a" / "locked", "*.txt")
+    assert files.lying_in(tmp_path / "a", "l*") == [tmp_path / "a" / "locked"]
+    assert files.lying_in(tmp_path / "nowhere", "*") == []

@@ -17,6 +17,7 @@ from jaxser import cells, cv, experiments, paper, tables
 from jaxser.command import command_line, run_command, settings_of
 from jaxser.errors import CallError
 from jaxser.files import read_csv, write_json
+from jaxser.results import read_finished
 
 BYTES = ("config.json", "scores.csv", "predictions.csv", "confusion.csv", "losses.csv", "confusion.png")
 
@@ -66,6 +67,8 @@ def test_table_1(home: Path, programs: list[int], capsys: pytest.CaptureFixture[
     assert printed.count("signature of ") == 12
 
     (out,) = (home / "runs").glob("table-1-*")
+    with pytest.raises(CallError, match=r"is a table or figure of jaxser\.paper; its runs are named in .*cells\.csv$"):
+        read_finished(out)
     assert (out / "table.txt").read_text() == printed
     page = (out / "report.html").read_text()
     demand_well_formed(page)

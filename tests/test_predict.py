@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_table, write_tone
+from conftest import unreadable, write_table, write_tone
 
 from jaxser import audio, cv, labels, models, predict, recogniser, results
 from jaxser.errors import CallError, WorkError
@@ -349,6 +349,8 @@ def test_paths_from_standard_input(home: Path, tmp_path: Path, capsys: pytest.Ca
         ({"out": Path("labels.txt")}, r"ends in \.csv or \.jsonl"),
         ({"out": Path("labels.csv"), "format": "jsonl"}, "contradict each other"),
         ({"model": "nowhere"}, "no such folder"),
+        ({"weights": "w"}, r"^--weights w: .*run reads no wav2vec; leave it out"),
+        ({"text_model": "t"}, r"^--text-model t: .*run reads no words; leave it out"),
     ],
 )
 def test_bad_calls_are_one_line(home: Path, tmp_path: Path, changes: dict, message: str):
@@ -360,6 +362,65 @@ def test_bad_calls_are_one_line(home: Path, tmp_path: Path, changes: dict, messa
 def test_an_empty_folder_is_named(home: Path, tmp_path: Path):
     with pytest.raises(CallError, match=r"no recordings \(.wav, "):
         predict.main(config_of(home, tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_nothing_in_a_folder_is_passed_over_in_silence(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "in"
+    write_tone(folder / "a.wav")
+    write_tone(tmp_path / "other disk" / "b.wav")
+    (folder / "linked").symlink_to(tmp_path / "other disk")
+    (folder / "not fetched.wav").symlink_to(tmp_path / "nowhere.wav")
+    predict.main(config_of(home, folder, format="csv"))
+    printed = capsys.readouterr()
+    found = {Path(row["path"]).relative_to(folder).as_posix(): row["reason"] for row in rows_of(printed.out)}
+    assert found == {"a.wav": "", "linked/b.wav": "", "not fetched.wav": "no such file: the link leads nowhere"}
+    with unreadable(folder / "linked"), pytest.raises(WorkError, match="linked: Permission denied, and what lies in it"):
+        predict.found(str(folder))
+
+
+def test_formats_that_are_not_read_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    write_tone(tmp_path / "one" / "a.wav")
+    for name in ("one/b.m4a", "one/deep/c.WEBM", "one/._d.m4a", "one/notes.txt", "two/e.m4a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    write_tone(tmp_path / "two" / "f.wav")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{tmp_path / 'one'}\n{tmp_path / 'two'}\n"))
+    predict.main(config_of(home, "-", format="csv"))
+    printed = capsys.readouterr()
+    passed_over = "3 files of other formats (.m4a, .webm) were passed over: convert them, e.g. ffmpeg -i x.m4a x.wav"
+    assert printed.err.splitlines() == [passed_over]
+    assert len(rows_of(printed.out)) == 2
+    (tmp_path / "two" / "f.wav").unlink()
+    message = (
+        r"two: no recordings \(\.wav, .*\) there; 1 file of another format \(\.m4a\) was passed over: convert it, e\.g\. ffmpeg"
+    )
+    with pytest.raises(CallError, match=message):
+        predict.main(config_of(home, tmp_path / "two"))
+
+
+def test_texts_whose_commas_are_not_quoted(tmp_path: Path):
+    (tmp_path / "texts.csv").write_text("path,text\na.wav,Yes\nb.wav,Yes, we can\n")
+    with pytest.raises(CallError, match=r"^--text .*texts\.csv, line 3: more cells than the header has columns \(3 and 2\)"):
+        predict.texts_of(predict.Config("model", text=(str(tmp_path / "texts.csv"),)), [])
+    (tmp_path / "texts.csv").write_text("path;text\na.wav;Yes\n")
+    with pytest.raises(CallError, match=r"^--text .*texts\.csv: no column path, text in its header 'path;text'"):
+        predict.texts_of(predict.Config("model", text=(str(tmp_path / "texts.csv"),)), [])
+
+
+@pytest.mark.parametrize("odd", ["a,b", 'say "no"', "two\nlines", "a\rb"])
+def test_classes_of_any_name_stand_in_the_header(tmp_path: Path, odd: str):
+    classes = (odd, "c")
+    row = labels.Row("x.wav", 0.0, 1.0, recogniser.Prediction(odd, {odd: 0.75, "c": 0.25}, 1.0))
+    text = labels.header("csv", classes) + labels.as_csv(row, classes)
+    (found,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert (found["label"], found[f"p_{odd}"], found["p_c"]) == (odd, "0.75000000", "0.25000000")
+    out, spans = tmp_path / "labels.csv", [("x.wav", 0.0, 1.0)]
+    for there in ([], [row]):
+        with labels.opened(out, "csv", classes, {}, spans) as (rows, write):
+            assert rows == there
+            if not rows:
+                write(row)
 
 
 def test_the_command_itself(home: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
 import weakref
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tyro
 from conftest import LITTLE, write_table
 from test_checkpoint import failing
 
 import jaxser
 from jaxser import audio, cv, glove, models, recogniser, wav2vec
 from jaxser.errors import CallError, WorkError
-from jaxser.files import read_csv
+from jaxser.files import read_csv, write_json
 from jaxser.store import Entry
 
 
@@ -231,6 +233,19 @@ def test_other_weights_are_refused_and_moved_ones_found(home: Path, tmp_path: Pa
         load(home, "mean", weights=str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("text", {"weights": "w"}, "^--weights w: .*text reads no wav2vec"),  # though its configuration names some
+        ("aligned", {"weights": "w"}, "^--weights w: .*aligned reads no wav2vec"),
+        ("mean", {"text_model": "t"}, "^--text-model t: .*mean reads no words"),
+    ],
+)
+def test_weights_that_it_does_not_read_are_refused(home: Path, name: str, options: dict[str, str], message: str):
+    with pytest.raises(CallError, match=message):
+        load(home, name, **options)
+
+
 def test_the_card_says_what_it_is(home: Path):
     card = (home / "mlp" / "model" / "MODEL_CARD.md").read_text()
     summary = json.loads((home / "mlp" / "summary.json").read_text())
@@ -242,11 +257,37 @@ def test_the_card_says_what_it_is(home: Path):
         "high, low",
         "one head trained on all data",
         "To repeat it: `python -m jaxser.cv --corpus csv",
+        "--learning-rate 0.01 --final`",
         "What it is not for",
     ):
         assert text in card
     card = (home / "mean" / "model" / "MODEL_CARD.md").read_text()
     assert f"weights c, sha256 {wav2vec.load(home / 'weights').digest}" in card
+    assert "--learning-rate 0.01 --save`" in card
+
+
+def test_a_run_without_a_model_says_how_it_gets_one(home: Path, tmp_path: Path):
+    run = tmp_path / "a run"
+    shutil.copytree(home / "mean", run, ignore=shutil.ignore_patterns("model"))
+    with pytest.raises(
+        CallError, match=r"a run has no model, for it was run without --save: .* trains the same heads anew"
+    ) as no:
+        jaxser.load(str(run))
+    given = tyro.cli(cv.Config, args=shlex.split(str(no.value).partition("keeps them: python -m jaxser.cv")[2]))
+    config = cv.resolve(dataclasses.replace(given, cache=home / "cache"))
+    assert (config.out, config.save) == (run, True)
+    assert cv.settings(config) == json.loads((run / "config.json").read_text())
+    cv.main(config)
+    assert load(tmp_path, "a run").member(0, 0)
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "model")
+    with pytest.raises(
+        CallError, match=r"a run is not finished and has no model: repeat the command that began it, with --save"
+    ):
+        jaxser.load(str(run))
+    write_json(run / "summary.json", {"cells": {}})
+    with pytest.raises(CallError, match=r"is a table or figure of jaxser\.paper; its runs are named in .*cells\.csv"):
+        jaxser.load(str(run))
 
 
 def test_what_is_no_model_is_refused(home: Path, tmp_path: Path):

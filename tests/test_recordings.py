@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import unreadable, write_tone
 
 from jaxser import audio
 from jaxser.errors import CallError, WorkError
@@ -146,6 +147,32 @@ def test_what_a_disk_does_not_give_just_now_is_not_left_out(folder: Path, monkey
     monkeypatch.setattr(Path, "open", stale)
     with pytest.raises(WorkError, match=rf"/broken\.wav cannot be read now: {os.strerror(errno.ESTALE)}: run again$"):
         find([folder], 8_000)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_nothing_in_a_folder_is_passed_over_in_silence(folder: Path, tmp_path: Path):
+    write_tone(tmp_path / "other disk" / "d.wav", 1.0, seed=4)
+    (folder / "linked").symlink_to(tmp_path / "other disk")
+    (folder / "gone.wav").symlink_to(tmp_path / "not fetched.wav")
+    found = find([folder], 8_000)
+    assert [r.path.name for r in found.recordings] == ["a.wav", "b.flac", "c.ogg", "d.wav", "silent.wav"]
+    assert dict(found.left_out)[str(folder / "gone.wav")] == "no such file: the link leads nowhere"
+    assert "1 no such file" in counted(found.left_out)
+    with unreadable(folder / "deep"), pytest.raises(WorkError, match=f"^{folder / 'deep'}: Permission denied"):
+        find([folder], 8_000)
+
+
+def test_a_comma_that_would_shift_speakers(folder: Path):
+    table = folder / "index.csv"
+    table.write_text("path,text,speaker\na.wav,Yes,sam\ndeep/b.flac,Yes, we can,kim\n")
+    with pytest.raises(CallError, match=r"^--audio .*index\.csv, line 3: more cells than the header has columns \(4 and 3\)"):
+        find([table], 8_000)
+
+
+def test_one_speaker_written_in_two_ways(folder: Path):
+    table = folder / "index.csv"
+    table.write_text("path,speaker\na.wav,J\u00fcrgen\ndeep/b.flac,Ju\u0308rgen\n", encoding="utf-8")
+    assert len({r.speaker for r in find([table], 8_000).recordings}) == 1
 
 
 def test_nothing_that_can_be_used(folder: Path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import demand_well_formed
 
-from jaxser import citations, cv, report, wording
-from jaxser.files import write_json
+from jaxser import citations, cv, page, report, wording
+from jaxser.files import read_csv, write_json
 
 
 @pytest.fixture
@@ -49,6 +49,25 @@ def test_page_has_all_that_a_reader_needs(run: Path):
     assert "wav2vec: Unsupervised" not in page  # not used by this run
     ua, low, high = (f"{100 * summary[f'ua_{what}']:.1f}" for what in ("mean", "low", "high"))
     assert html.escape(rf"mean &amp; lld &amp; {ua} ({low}--{high}) &amp;").replace("&amp;amp;", "&amp;") in page
+
+
+def test_confusion_is_there_in_numbers(run: Path):
+    page = (run / "report.html").read_text()
+    part = page.partition("<h2>Confusion</h2>")[2].partition("<h2>")[0]
+    found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>(.*?)</tr>", part)]
+    rows = read_csv(run / "confusion.csv")
+    assert found == [["labelled as", *map(html.escape, list(rows[0])[1:])]] + [
+        [html.escape(row["label"]), *list(row.values())[1:]] for row in rows
+    ]
+    assert sum(int(cell) for row in found[1:] for cell in row[1:]) == 48
+
+
+def test_cells_of_a_header_say_what_they_are_of():
+    table = page.table(("class", "n"), [["low", "3"], ["high", "4"]])
+    assert '<th scope="col" class="text">class</th><th scope="col">n</th>' in table
+    assert table.count('<th scope="row" class="text">') == 2
+    assert table.count("<td>") == 2
+    assert 'scope="row"' not in page.table(("fold", "of"), [["0", "s1"]], words=(1,))
 
 
 def test_small_differences_do_not_look_like_none():

@@ -46,6 +46,7 @@ def test_the_card_is_the_checkpoints_own():
     assert card == pretraining(NOTE)
     notes = (FOLDER.parent / "nano-notes.md").read_text()
     assert notes.strip() in card
+    assert "`--weights` of jaxser's commands, `--initial` of its pretraining." in " ".join(card.split())
     for text in ("Apache-2.0", "half of the readers are children", "16 kHz", NOTE["encoder_digest"], NOTE["machine"]):
         assert text in card
 
