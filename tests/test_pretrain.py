@@ -355,6 +355,7 @@ def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pyt
         ({"held_out": 1.0}, "--held-out 1: a share below 1"),
         ({"held_out": 0.95}, "--held-out 0.95 takes every speaker"),
         ({"precision": "bfloat16"}, "bfloat16 is for GPU and TPU"),
+        ({"balanced_classes": True}, "--balanced-classes True changes nothing with infonce: add --infonce False"),
         ({"conv_feature_layers": "[(8, 10)]"}, "each layer is"),
         (dict.fromkeys(LAYERS) | {"initial": "nowhere"}, "nowhere: no such folder"),
         ({"notes": Path("nowhere.md")}, "--notes nowhere.md: No such file"),
@@ -374,6 +375,14 @@ def test_wrong_calls(speech: Path, tmp_path: Path, changes: dict, message: str):
     with pytest.raises(CallError, match=message):
         pretrain.main(replace(config(speech, tmp_path / "out"), **changes))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_balanced_classes_without_infonce(speech: Path, tmp_path: Path):
+    given = config(speech, tmp_path / "out", balanced_classes=True)
+    for call in (replace(given, infonce=False), replace(given, recipe="base", prediction_steps=None)):
+        objective = pretrain.resolve(call)[0].objective
+        assert (objective.balanced_classes, objective.infonce) == (True, False)
+    assert not pretrain.resolve(replace(given, balanced_classes=False))[0].objective.balanced_classes
 
 
 def held_plan(recipe: str, seconds: np.ndarray, devices: int) -> Plan:
