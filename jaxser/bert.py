@@ -131,8 +131,11 @@ class Encoder:
     params: Mapping[str, Any]
     mesh: Mesh
 
-    def __call__(self, texts: Sequence[str]) -> Iterator[tuple[int, Pieces]]:
-        """The pieces of each text with its number, batch by batch, longest first."""
+    def __call__(self, texts: Sequence[str]) -> Iterator[list[tuple[int, Pieces]]]:
+        """The pieces of each text with its number, a batch at a time, longest first.
+
+        Texts of whole batches can be taken away: the others make the batches that they made beside them.
+        """
         encoded = self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
         cut = [max(0, len(ids) - self.longest) for ids in encoded]
         # The last piece, [SEP], stays where a text is cut.
@@ -150,11 +153,12 @@ class Encoder:
             for row, i in enumerate(some):
                 ids[row, : len(encoded[i])], mask[row, : len(encoded[i])] = encoded[i], 1
             split = NamedSharding(self.mesh, P("batch"))
-            vectors = np.asarray(self.hidden(self.params, *jax.device_put((ids, mask), split)))
+            vectors, found = np.asarray(self.hidden(self.params, *jax.device_put((ids, mask), split))), []
             for row, i in enumerate(some):
                 inside = slice(1, len(encoded[i]) - 1)
                 words = tuple(self.tokenizer.convert_ids_to_tokens(encoded[i][inside]))
-                yield i, Pieces(words, vectors[row, inside].copy(), cut[i])
+                found.append((i, Pieces(words, vectors[row, inside].copy(), cut[i])))
+            yield found
 
 
 def load(model: Model) -> Encoder:

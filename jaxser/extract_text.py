@@ -5,7 +5,6 @@ The store is keyed by the model's content and the way tags are treated; in it ea
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ Task = tuple[str, str]
 """The content of a text, and the text itself."""
 
 PART = 2_048
-"""Texts a part: what a kill can lose, some seconds of work."""
+"""Texts a part, and those that share a batch with the last of them: what a kill can lose, some seconds of work."""
 
 
 def contents(utterances: Sequence[Utterance], tags: transcripts.Tags) -> dict[str, Task]:
@@ -70,10 +69,10 @@ def bert_compute(parts: Iterable[list[Task]], jobs: int, bar: bool, load: Callab
             yield from _in_parts(_of_bert(encoder, part, shown))
 
 
-def _of_bert(encoder: bert.Encoder, part: list[Task], bar: tqdm) -> Iterator[Entry]:
-    for number, pieces in encoder([text for _, text in part]):
-        bar.update()
-        yield _entry(part[number][0], pieces.words, pieces.vectors, pieces.cut)
+def _of_bert(encoder: bert.Encoder, part: list[Task], bar: tqdm) -> Iterator[list[Entry]]:
+    for batch in encoder([text for _, text in part]):
+        bar.update(len(batch))
+        yield [_entry(part[number][0], pieces.words, pieces.vectors, pieces.cut) for number, pieces in batch]
 
 
 def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
@@ -102,11 +101,21 @@ def glove_compute(parts: Iterable[list[Task]], jobs: int, bar: bool, path: Path,
             f"{path.name}: {len(unknown)} of {len(every)} words are not in it and become zeros ({names}, ...)", file=sys.stderr
         )
     for part in of:
-        yield from _in_parts(_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width)) for content, tokens in part)
+        yield from _in_parts(
+            [_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width))] for content, tokens in part
+        )
 
 
-def _in_parts(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    while part := list(islice(entries, PART)):
+def _in_parts(batches: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
+    # Never a part of a batch: after a kill the texts that are left would make other batches, padded to other lengths, and their
+    # vectors would differ by rounding from those of work that was not cut short.
+    part: list[Entry] = []
+    for batch in batches:
+        part += batch
+        if len(part) >= PART:
+            yield part
+            part = []
+    if part:
         yield part
 
 

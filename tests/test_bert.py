@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -41,6 +43,27 @@ def loaded(folder: Path, tmp_path: Path) -> bert.Encoder:
     return bert.load(bert.find(str(folder), tmp_path / "digests.json"))
 
 
+def pieces_of(encoder: bert.Encoder, texts: Sequence[str]) -> dict[int, bert.Pieces]:
+    return dict(chain.from_iterable(encoder(texts)))
+
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]")
+
+
+def narrow(folder: Path, pieces: Sequence[str], lowers: bool = True) -> Path:
+    """A BERT of three narrow layers with drawn weights, and its tokenizer, all as transformers saves them."""
+    import transformers
+
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join((*SPECIAL, *pieces)) + "\n")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(**sizes, vocab_size=len(SPECIAL) + len(pieces), max_position_embeddings=64)
+    with bert._quiet(transformers):
+        transformers.FlaxBertModel(config, seed=0).save_pretrained(folder)
+        transformers.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=lowers).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def encoder(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> bert.Encoder:
     return loaded(minilm, tmp_path_factory.mktemp("memory"))
@@ -48,7 +71,7 @@ def encoder(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> bert.Enco
 
 @pytest.fixture(scope="module")
 def together(encoder: bert.Encoder) -> dict[int, bert.Pieces]:
-    return dict(encoder(TEXTS))
+    return pieces_of(encoder, TEXTS)
 
 
 @pytest.mark.parametrize("model", ["minilm", "drawn"])
@@ -57,7 +80,7 @@ def test_the_second_to_last_layer_of_torchs_model(model: str, tmp_path: Path, re
     import transformers
 
     folder = request.getfixturevalue(model)
-    ours = dict(loaded(folder, tmp_path)(TEXTS))
+    ours = pieces_of(loaded(folder, tmp_path), TEXTS)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.BertModel.from_pretrained(folder).eval()
     assert sorted(ours) == list(range(len(TEXTS)))
@@ -79,7 +102,7 @@ def test_a_long_text_is_cut_and_counted(together: dict[int, bert.Pieces]):
 
 def test_company_changes_next_to_nothing(encoder: bert.Encoder, together: dict[int, bert.Pieces]):
     for i in (1, 2):
-        (alone,) = dict(encoder(TEXTS[i : i + 1])).values()
+        (alone,) = pieces_of(encoder, TEXTS[i : i + 1]).values()
         np.testing.assert_allclose(alone.vectors, together[i].vectors, atol=BOUND)
 
 
