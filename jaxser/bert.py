@@ -226,4 +226,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _hidden(module: Any, params: Any, ids: Int[Array, "b k"], mask: Int[Array, "b k"]) -> Float[Array, "b k d"]:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    return module.apply({"params": params}, ids, mask, jnp.zeros_like(ids), positions, None, return_dict=False)[0]
+    # Left to itself jax rounds the factors of float32 products on a GPU (TF32) and a TPU (bfloat16). Vectors are computed once
+    # and kept: they are to be the model's own, wherever they come from.
+    with jax.default_matmul_precision("highest"):
+        return module.apply({"params": params}, ids, mask, jnp.zeros_like(ids), positions, None, return_dict=False)[0]

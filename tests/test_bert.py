@@ -142,6 +142,15 @@ def test_only_the_wanted_layers_are_there(encoder: bert.Encoder):
     assert "pooler" not in encoder.params
 
 
+def test_no_product_is_rounded(encoder: bert.Encoder):
+    # As jax rounds those of float32 on a GPU or TPU where it is told nothing.
+    ids = np.ones((2, 8), np.int32)
+    program = encoder.hidden.lower(encoder.params, ids, ids).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) == 5 * 8  # of each layer six matrices, scores and their sums
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
