@@ -197,7 +197,8 @@ def text_extractor(config: Config, keep: bool = False) -> Extractor:
     settings, model = extract_text.of_bert(name, config.tags, config.cache)
     load = partial(bert.load, model)
     compute = partial(extract_text.bert_compute, load=cache(load) if keep else load)
-    return Extractor("text", settings, contents, extract_text.why_none, extract_text.plan, compute, Path(name).name)
+    plan, called, known = extract_text.plan, Path(name).name, extract_text.capitals(model)
+    return Extractor("text", settings, contents, extract_text.why_none, plan, compute, called, known)
 
 
 def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:

@@ -40,16 +40,25 @@ def of_bert(name: str, tags: transcripts.Tags, cache: Path) -> tuple[dict[str, A
     """The key of the store of a BERT's vectors, and the model."""
 
     def look() -> dict[str, Any]:
-        folder, digest, width = bert.find(name, cache / "digests.json")
-        return {"folder": str(folder), "digest": digest, "width": width}
+        found = bert.find(name, cache / "digests.json")
+        return found._asdict() | {"folder": str(found.folder.absolute())}
 
-    found = recalled(cache / "text-models.json", name, look)
-    model = bert.Model(Path(found["folder"]), found["digest"], found["width"])
+    # A folder by where it is, as the same words from elsewhere name another; and a name of the hub as one.
+    place, of_hub = str(Path(name).absolute()), f"hub:{name}"
+    names = (place,) if Path(name).is_dir() else (of_hub, place)
+    found = recalled(cache / "text-models.json", names[0], look, names[1:])
+    model = bert.Model(Path(found["folder"]), found["digest"], found["width"], found.get("letters", {}))
     return {"extractor": "bert", "width": model.width, "model_sha256": model.digest, "layer": bert.LAYER, "tags": tags}, model
 
 
 def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
     """All texts together, so that of several hosts the first one takes them all. `jobs` is not used.
+def capitals(model: bert.Model) -> dict[str, str]:
+    """Whether a BERT is cased, for people; empty where its files do not say."""
+    lowered = model.letters.get("do_lower_case")
+    return {} if lowered is None else {"capitals": "lowered (uncased)" if lowered else "kept (cased)"}
+
+
 
     Words cost little beside sound, and a BERT sorts them by lengths that it alone knows.
     """

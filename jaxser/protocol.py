@@ -146,7 +146,7 @@ def card(
         "leak_checks": [{"looked_for": check.what, "found": check.found} for check in checks],
         "leaks": [line for check in checks for line in check.found],
         "features": " + ".join(one.extractor.name for one in features),
-        "settings": {one.of: dict(one.extractor.settings) for one in features},
+        "settings": {one.of: {**one.extractor.settings, **one.extractor.known} for one in features},
         "training": training_in_words(config, runs, parameters),
         "choices": choices(config),
         "versions": versions(),

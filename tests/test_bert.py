@@ -1,6 +1,7 @@
 """BERT's vectors against torch's own BertModel, on real weights and on drawn ones; and what can be wrong with a model."""
 
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -151,6 +152,54 @@ def test_no_product_is_rounded(encoder: bert.Encoder):
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
+BOTH = ("Rose", "rose", "##s", "is", "a", "é", "e")
+LOWERED, KEPT = ("rose", "##s", "is", "a", "e"), ("Rose", "##s", "is", "a", "é")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lowers", "kept", "words"),
+    [
+        (BOTH, False, ("tokenizer.json", "tokenizer_config.json", "vocab.txt"), KEPT),
+        (BOTH, False, ("tokenizer.json", "vocab.txt"), KEPT),
+        (BOTH, False, ("vocab.txt", "tokenizer_config.json"), KEPT),
+        (BOTH, False, ("vocab.txt",), KEPT),
+        (BOTH, True, ("tokenizer.json", "vocab.txt"), LOWERED),
+        (BOTH[1:], True, ("vocab.txt",), LOWERED),
+    ],
+)
+def test_capitals_are_those_of_the_models_own_files(
+    tmp_path: Path, pieces: tuple[str, ...], lowers: bool, kept: tuple[str, ...], words: tuple[str, ...]
+):
+    folder, ours = narrow(tmp_path / "model", pieces, lowers), ("config.json", "flax_model.msgpack")
+    for path in folder.iterdir():
+        if path.name not in (*kept, *ours):
+            path.unlink()
+    model = bert.find(str(folder), tmp_path / "digests.json")
+    assert model.letters["do_lower_case"] == lowers
+    (found,) = pieces_of(bert.load(model), ["Roses is a é"]).values()
+    assert found.words == words
+    # What was always read so keeps its digest, and with it its store; what was read otherwise has another one.
+    files = ["config.json", kept[0], "flax_model.msgpack", *(name for name in kept if name == "tokenizer_config.json")]
+    lines = [f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}" for name in files]
+    same = hashlib.sha256("\n".join(lines).encode()).hexdigest() == model.digest
+    assert same == (lowers or "tokenizer_config.json" in kept)
+
+
+def test_accents_are_those_of_the_models_own_files(tmp_path: Path):
+    folder = narrow(tmp_path / "model", BOTH[1:])
+    (folder / "tokenizer_config.json").unlink()
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] |= {"strip_accents": False}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert pieces_of(loaded(folder, tmp_path), ["Roses is a É"])[0].words == ("rose", "##s", "is", "a", "é")
+
+
+def test_the_real_vocabulary_of_an_uncased_model_is_taken_for_one(minilm: Path, tmp_path: Path):
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        shutil.copy(minilm / name, tmp_path / name)
+    assert bert.find(str(tmp_path), tmp_path / "digests.json").letters["do_lower_case"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -161,6 +210,12 @@ def test_no_product_is_rounded(encoder: bert.Encoder):
         ("json", "its config.json is damaged"),
         ("kind", "it is a roberta, and only bert is read"),
         ("shallow", "1 layer.s., and the second-to-last is wanted"),
+        ("positions", "its position_embedding_type is relative_key, and only absolute is read: take another model"),
+        ("sizes", "its tokenizer.json has 30,522 word pieces, and its config.json has vocab_size 30,521: take all files"),
+        ("class", "its tokenizer_class is BertJapaneseTokenizer, and only BertTokenizer is read: take another model"),
+        ("tokenizer class", "its tokenizer_class is XLMTokenizer, and only BertTokenizer is read"),
+        ("added", "its tokenizer.json has 30,601 word pieces"),
+        ("tokenizer", "its tokenizer.json is damaged"),
     ],
 )
 def test_what_a_folder_lacks(minilm: Path, tmp_path: Path, spoil: str, message: str):
@@ -176,9 +231,23 @@ def test_what_a_folder_lacks(minilm: Path, tmp_path: Path, spoil: str, message: 
             (folder / "pytorch_model.bin").write_bytes(b"x")
     elif spoil == "config":
         (folder / "config.json").unlink()
+    elif spoil == "tokenizer":
+        (folder / "tokenizer.json").write_text('{"model": {}}')
+    elif spoil in ("tokenizer class", "added"):
+        said = json.loads((folder / "tokenizer_config.json").read_text())
+        said |= {"added_tokens_decoder": {"30600": {}}} if spoil == "added" else {"tokenizer_class": "XLMTokenizer"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
     else:
-        changed = {"json": "{", "kind": json.dumps(config | {"model_type": "roberta"})}
-        (folder / "config.json").write_text(changed.get(spoil, json.dumps(config | {"num_hidden_layers": 1})))
+        if spoil == "class":  # where the tokenizer's own file names none
+            (folder / "tokenizer_config.json").unlink()
+        changed = {
+            "kind": {"model_type": "roberta"},
+            "shallow": {"num_hidden_layers": 1},
+            "positions": {"position_embedding_type": "relative_key"},
+            "sizes": {"vocab_size": 30_521},
+            "class": {"tokenizer_class": "BertJapaneseTokenizer"},
+        }
+        (folder / "config.json").write_text("{" if spoil == "json" else json.dumps(config | changed[spoil]))
     with pytest.raises(CallError, match=message):
         bert.find(str(folder), tmp_path / "digests.json")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,3 +237,47 @@ def test_words_cut_short_and_gone_on_with_make_the_same_bytes(tmp_path: Path, mo
         if path.stem != of_first:
             path.unlink()
     assert parts() == whole
+
+
+def test_a_text_model_is_remembered_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def made(home: Path, width: int) -> Path:
+        (home / "bert").mkdir(parents=True)
+        (home / "bert" / "config.json").write_text(
+            json.dumps({"model_type": "bert", "hidden_size": width, "num_hidden_layers": 2})
+        )
+        for name in ("vocab.txt", "model.safetensors"):
+            (home / "bert" / name).write_text("x")
+        return home
+
+    def key(name: str, where: Path) -> dict:
+        monkeypatch.chdir(where)
+        return extract_text.of_bert(name, "drop", tmp_path / "cache")[0]
+
+    one, other, hub = made(tmp_path / "one", 8), tmp_path / "other", made(tmp_path / "snapshot", 24)
+    other.mkdir()
+    of_one = key("bert", one)
+    with pytest.raises(CallError, match="--text-model bert: not in the hub's cache"):
+        key("bert", other)
+    of_other = key("bert", made(other / "deep", 16))
+    with monkeypatch.context() as patch:
+        patch.setattr(bert, "_fetched", lambda name: hub / "bert")
+        of_hub = key("bert", tmp_path)
+    assert [found["width"] for found in (of_one, of_other, of_hub)] == [8, 16, 24]
+    # Gone, each is still known: by its place, and the hub's from anywhere.
+    shutil.rmtree(one)
+    one.mkdir()
+    assert key(str(one / "bert"), tmp_path) == of_one
+    assert key("bert", other / "deep") == of_other
+    assert key("bert", tmp_path) == of_hub == key("bert", other)
+
+
+def test_the_card_says_whether_a_bert_is_cased(spoken: Path, tmp_path: Path):
+    for lowers, expected in ((True, "lowered (uncased)"), (False, "kept (cased)")):
+        folder = narrow(tmp_path / f"bert-{lowers}", WORDS, lowers)
+        out = tmp_path / f"run-{lowers}"
+        cv.main(config(spoken, folder, text="bert", updates=2, out=out))
+        assert read(out, "protocol.json")["settings"]["text"]["capitals"] == expected
+        assert f"capitals {expected}" in (out / "report.html").read_text()
