@@ -1,6 +1,8 @@
 """What the words of a corpus look like to a text model: transcripts -> one vector a word, into a store of their own.
 
 The store is keyed by the model's content and the way tags are treated; in it each text, as the model reads it, stands once.
+Words are those of the whole utterance, also where only a part of its sound is heard (--max-seconds): no corpus says which words
+fall into that part.
 """
 
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxser import bert, glove, transcripts
+from jaxser import audio, bert, glove, transcripts
 from jaxser.corpora import Utterance
 from jaxser.digests import digests, recalled, text_digest
 from jaxser.store import Entry
@@ -51,14 +53,14 @@ def of_bert(name: str, tags: transcripts.Tags, cache: Path) -> tuple[dict[str, A
     return {"extractor": "bert", "width": model.width, "model_sha256": model.digest, "layer": bert.LAYER, "tags": tags}, model
 
 
-def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
-    """All texts together, so that of several hosts the first one takes them all. `jobs` is not used.
 def capitals(model: bert.Model) -> dict[str, str]:
     """Whether a BERT is cased, for people; empty where its files do not say."""
     lowered = model.letters.get("do_lower_case")
     return {} if lowered is None else {"capitals": "lowered (uncased)" if lowered else "kept (cased)"}
 
 
+def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
+    """All texts together, so that of several hosts the first one takes them all. `jobs` is not used.
 
     Words cost little beside sound, and a BERT sorts them by lengths that it alone knows.
     """
@@ -140,3 +142,17 @@ def cut_texts(rows: Mapping[str, Any], used: Mapping[str, str]) -> str:
     if not cut:
         return ""
     return f"longer than the text model takes, and cut there: {len(cut)} texts ({', '.join(cut[:3])}{', ...' * (len(cut) > 3)})"
+
+
+def heard_in_part(seconds: Sequence[float], max_seconds: float, crop: audio.Crop) -> str:
+    """One line on utterances whose words are read beside the part of their sound that is heard; empty where there are none.
+
+    `seconds`: what is heard of each. A store does not say how much longer one was, if at all.
+    """
+    full = sum(round(each * audio.SAMPLE_RATE) >= round(max_seconds * audio.SAMPLE_RATE) for each in seconds)
+    if not (max_seconds and full):
+        return ""
+    return (
+        f"{full} of {len(seconds)} utterances last {max_seconds:g} s or longer: of their sound the {crop} {max_seconds:g} s "
+        "are heard, of their words all are read"
+    )

@@ -206,6 +206,8 @@ def choices(config: Any) -> dict[str, str]:
             chosen["layer"] = "context vectors (c)" if config.layer == "c" else "encoder vectors (z)"
         if head.average:
             chosen["frames averaged"] = str(config.average_frames)
+    if audio and text and config.max_seconds:
+        chosen["words"] = "of the whole utterance, also past the part of its sound that is heard"
     if text:
         chosen["tags in transcripts"] = {"drop": "dropped", "keep": "kept as words"}[config.tags]
         if config.text == "bert":

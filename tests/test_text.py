@@ -274,6 +274,23 @@ def test_a_text_model_is_remembered_by_its_place(tmp_path: Path, monkeypatch: py
     assert key("bert", tmp_path) == of_hub == key("bert", other)
 
 
+def test_what_is_heard_of_an_utterance_whose_words_are_all_read(
+    spoken: Path, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    call = config(spoken, vectors, head="aligned", features="lld", updates=2, max_seconds=0.5)  # they last 0.4, 0.5 and 0.6 s
+    cv.main(call)
+    line = "24 of 36 utterances last 0.5 s or longer: of their sound the first 0.5 s are heard, of their words all are read"
+    card = read(tmp_path / "run", "protocol.json")
+    assert card["notes"] == [line]
+    assert line in capsys.readouterr().err
+    assert card["choices"]["words"] == "of the whole utterance, also past the part of its sound that is heard"
+    for name, changes in (("whole", {"max_seconds": 0.0}), ("sound", {"head": "bilstm", **WITHOUT})):
+        cv.main(replace(call, out=tmp_path / name, **changes))
+        card = read(tmp_path / name, "protocol.json")
+        assert card["notes"] == []
+        assert "words" not in card["choices"]
+
+
 def test_the_card_says_whether_a_bert_is_cased(spoken: Path, tmp_path: Path):
     for lowers, expected in ((True, "lowered (uncased)"), (False, "kept (cased)")):
         folder = narrow(tmp_path / f"bert-{lowers}", WORDS, lowers)
