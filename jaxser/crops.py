@@ -1,8 +1,8 @@
 """Which parts of unlabelled recordings every update of pretraining hears, and reading them ahead of their use.
 
-An epoch hears every recording once from beginning to end: a long one as several crops side by side, from a start that is
-drawn anew each time; one below the crop's length as it is. (fairseq takes one crop of each file an epoch and passes over the
-rest.) Crops of like length share a batch, so that little of it is padding. Everything random follows from the seed and
+An epoch hears of every recording as many crops as fit into it, side by side, from a start that is drawn anew each time: all of
+a long one but less than a crop; one below the crop's length as it is. (fairseq takes one crop of each file an epoch and passes
+over the rest.) Crops of like length share a batch, so that little of it is padding. Everything random follows from the seed and
 the number of the epoch or update, never from what was done before: an update can be repeated without those ahead of it.
 """
 
@@ -73,7 +73,7 @@ class Plan:
         return max(1, recording.samples // self.crop)
 
     def updates_an_epoch(self) -> int:
-        """How many batches it takes to hear everything once; the same for every epoch."""
+        """How many batches an epoch has; the same for every one."""
         lengths = self.lengths()
         counts = dict.fromkeys(lengths, 0)
         for recording in self.recordings:

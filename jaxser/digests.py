@@ -7,7 +7,7 @@ nanosecond) and its inode are; touching or copying a file only costs hashing it 
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -33,16 +33,18 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files need not be UTF-8
 
 
-def recalled(memory: Path, name: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def recalled(memory: Path, name: str, look: Callable[[], dict[str, Any]], others: Sequence[str] = ()) -> dict[str, Any]:
     """What `look` finds of the thing of that name, remembered in one JSON file. Where it raises CallError because the thing is
-    gone, what it found before: once features are stored, the weights that made them are no longer needed."""
+    gone, what it found before, under that name or one of the `others`: once features are stored, the weights that made them are
+    no longer needed."""
     known = json_of(memory) or {}
     try:
         found = look()
     except CallError:
-        if not isinstance(known.get(name), dict) or Path(name).exists():
-            raise
-        return known[name]
+        for gone in (name, *others):
+            if isinstance(known.get(gone), dict) and not Path(gone).exists():
+                return known[gone]
+        raise
     if known.get(name) != found:
         _remember(memory, {name: found})
     return found

@@ -63,7 +63,7 @@ class Config:
     crop: audio.Crop = "first"
     """Which part of a longer utterance is kept."""
     max_seconds: float = audio.MAX_SECONDS
-    """At most this much of an utterance; 0: all of it."""
+    """At most this much of an utterance's sound; 0: all of it. Of its words (--text) all are read."""
     lld_window: float = lld.WINDOW_MS
     """Window of the descriptors in ms."""
     lld_hop: float = lld.HOP_MS
@@ -197,7 +197,8 @@ def text_extractor(config: Config, keep: bool = False) -> Extractor:
     settings, model = extract_text.of_bert(name, config.tags, config.cache)
     load = partial(bert.load, model)
     compute = partial(extract_text.bert_compute, load=cache(load) if keep else load)
-    return Extractor("text", settings, contents, extract_text.why_none, extract_text.plan, compute, Path(name).name)
+    plan, called, known = extract_text.plan, Path(name).name, extract_text.capitals(model)
+    return Extractor("text", settings, contents, extract_text.why_none, plan, compute, called, known)
 
 
 def _identify(weights: str, memory: Path) -> tuple[Architecture, str, bool]:
@@ -249,6 +250,11 @@ def extract_all(corpus: Corpus, extractors: Sequence[Extractor], config: Config)
     for extractor in reversed(extractors):
         corpus, features = extract(corpus, extractor, config.cache, config.jobs, config.strict)
         found.append(features)
+    if len(found) > 1:
+        sound = found[-1]
+        heard = [sound.store.rows[sound.contents[u.id]].seconds for u in corpus.utterances]
+        if note := extract_text.heard_in_part(heard, config.max_seconds, config.crop):
+            corpus = replace(corpus, notes=(*corpus.notes, note))
     return corpus, found[::-1]
 
 

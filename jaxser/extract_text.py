@@ -1,18 +1,19 @@
 """What the words of a corpus look like to a text model: transcripts -> one vector a word, into a store of their own.
 
 The store is keyed by the model's content and the way tags are treated; in it each text, as the model reads it, stands once.
+Words are those of the whole utterance, also where only a part of its sound is heard (--max-seconds): no corpus says which words
+fall into that part.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxser import bert, glove, transcripts
+from jaxser import audio, bert, glove, transcripts
 from jaxser.corpora import Utterance
 from jaxser.digests import digests, recalled, text_digest
 from jaxser.store import Entry
@@ -21,7 +22,7 @@ Task = tuple[str, str]
 """The content of a text, and the text itself."""
 
 PART = 2_048
-"""Texts a part: what a kill can lose, some seconds of work."""
+"""Texts a part, and those that share a batch with the last of them: what a kill can lose, some seconds of work."""
 
 
 def contents(utterances: Sequence[Utterance], tags: transcripts.Tags) -> dict[str, Task]:
@@ -41,12 +42,21 @@ def of_bert(name: str, tags: transcripts.Tags, cache: Path) -> tuple[dict[str, A
     """The key of the store of a BERT's vectors, and the model."""
 
     def look() -> dict[str, Any]:
-        folder, digest, width = bert.find(name, cache / "digests.json")
-        return {"folder": str(folder), "digest": digest, "width": width}
+        found = bert.find(name, cache / "digests.json")
+        return found._asdict() | {"folder": str(found.folder.absolute())}
 
-    found = recalled(cache / "text-models.json", name, look)
-    model = bert.Model(Path(found["folder"]), found["digest"], found["width"])
+    # A folder by where it is, as the same words from elsewhere name another; and a name of the hub as one.
+    place, of_hub = str(Path(name).absolute()), f"hub:{name}"
+    names = (place,) if Path(name).is_dir() else (of_hub, place)
+    found = recalled(cache / "text-models.json", names[0], look, names[1:])
+    model = bert.Model(Path(found["folder"]), found["digest"], found["width"], found.get("letters", {}))
     return {"extractor": "bert", "width": model.width, "model_sha256": model.digest, "layer": bert.LAYER, "tags": tags}, model
+
+
+def capitals(model: bert.Model) -> dict[str, str]:
+    """Whether a BERT is cased, for people; empty where its files do not say."""
+    lowered = model.letters.get("do_lower_case")
+    return {} if lowered is None else {"capitals": "lowered (uncased)" if lowered else "kept (cased)"}
 
 
 def plan(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
@@ -70,10 +80,10 @@ def bert_compute(parts: Iterable[list[Task]], jobs: int, bar: bool, load: Callab
             yield from _in_parts(_of_bert(encoder, part, shown))
 
 
-def _of_bert(encoder: bert.Encoder, part: list[Task], bar: tqdm) -> Iterator[Entry]:
-    for number, pieces in encoder([text for _, text in part]):
-        bar.update()
-        yield _entry(part[number][0], pieces.words, pieces.vectors, pieces.cut)
+def _of_bert(encoder: bert.Encoder, part: list[Task], bar: tqdm) -> Iterator[list[Entry]]:
+    for batch in encoder([text for _, text in part]):
+        bar.update(len(batch))
+        yield [_entry(part[number][0], pieces.words, pieces.vectors, pieces.cut) for number, pieces in batch]
 
 
 def of_glove(path: Path, tags: transcripts.Tags, cache: Path) -> dict[str, Any]:
@@ -102,11 +112,21 @@ def glove_compute(parts: Iterable[list[Task]], jobs: int, bar: bool, path: Path,
             f"{path.name}: {len(unknown)} of {len(every)} words are not in it and become zeros ({names}, ...)", file=sys.stderr
         )
     for part in of:
-        yield from _in_parts(_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width)) for content, tokens in part)
+        yield from _in_parts(
+            [_entry(content, tuple(tokens), glove.embedded(vectors, tokens, width))] for content, tokens in part
+        )
 
 
-def _in_parts(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    while part := list(islice(entries, PART)):
+def _in_parts(batches: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
+    # Never a part of a batch: after a kill the texts that are left would make other batches, padded to other lengths, and their
+    # vectors would differ by rounding from those of work that was not cut short.
+    part: list[Entry] = []
+    for batch in batches:
+        part += batch
+        if len(part) >= PART:
+            yield part
+            part = []
+    if part:
         yield part
 
 
@@ -122,3 +142,17 @@ def cut_texts(rows: Mapping[str, Any], used: Mapping[str, str]) -> str:
     if not cut:
         return ""
     return f"longer than the text model takes, and cut there: {len(cut)} texts ({', '.join(cut[:3])}{', ...' * (len(cut) > 3)})"
+
+
+def heard_in_part(seconds: Sequence[float], max_seconds: float, crop: audio.Crop) -> str:
+    """One line on utterances whose words are read beside the part of their sound that is heard; empty where there are none.
+
+    `seconds`: what is heard of each. A store does not say how much longer one was, if at all.
+    """
+    full = sum(round(each * audio.SAMPLE_RATE) >= round(max_seconds * audio.SAMPLE_RATE) for each in seconds)
+    if not (max_seconds and full):
+        return ""
+    return (
+        f"{full} of {len(seconds)} utterances last {max_seconds:g} s or longer: of their sound the {crop} {max_seconds:g} s "
+        "are heard, of their words all are read"
+    )

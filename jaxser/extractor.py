@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Extractor:
     """Some parts, the number of workers, and whether to draw a bar -> entries, in whole parts."""
     weights: str = ""
     """What people call the weights, where there are any; the settings name them by content."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """What people may want to know besides the settings, which fix it."""
 
     @property
     def name(self) -> str:

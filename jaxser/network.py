@@ -91,7 +91,10 @@ def group_norm(
     """
     moments = _moments_at_once if rounded else _moments
     mean, variance = moments(x, valid(frames, x.shape[1])[:, :, None], jnp.maximum(frames, 1).astype(x.dtype)[:, None, None])
-    return (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
+    # A row without a valid frame fills up a batch, or is silent. It has no variance, and multiplied by EPSILON ** -0.5 in every
+    # layer it would overflow; nobody looks at it, but its gradient, 0 times infinity, would be NaN for all.
+    inverse = jnp.where(frames[:, None, None] > 0, lax.rsqrt(variance + EPSILON), 0)
+    return (x - mean) * (inverse * scale) + bias
 
 
 def _moments(x: Array, mask: Array, frames: Array) -> tuple[Array, Array]:

@@ -227,6 +227,8 @@ def resolve(config: Config) -> tuple[Recipe, dict[str, Any] | None]:
         architecture, params = pretraining.initial(config.initial)
     offset = contrastive.automatic_offset(architecture)
     objective = changed(dataclasses.replace(recipe.objective, offset=offset))
+    if objective.balanced_classes and objective.infonce:
+        raise CallError("--balanced-classes True changes nothing with infonce: add --infonce False")
     if params is not None:
         steps = len(params[wav2vec.PREDICTIONS]["kernel"]) if wav2vec.PREDICTIONS in params else 0
         if steps != objective.prediction_steps:

@@ -8,6 +8,7 @@ CPU, where XLA adds in one order; on a GPU with XLA_FLAGS=--xla_gpu_deterministi
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from jaxser import audio, checkpoint, hosts, states, wav2vec
 from jaxser.architecture import Architecture
 from jaxser.command import differences
-from jaxser.crops import Plan, Reader
+from jaxser.crops import Batch, Plan, Reader
 from jaxser.errors import CallError, WorkError
 from jaxser.hosts import say
 from jaxser.network import parameter_shapes
@@ -29,7 +30,10 @@ KIND = "a pretraining under way"
 """What a saved state says that it holds."""
 
 VALIDATION_SECONDS = 600.0
-"""At most so much held-out sound is heard at each look."""
+"""About so much held-out sound is heard at each look, where there is as much."""
+
+LOOK_BATCHES = 20
+"""Where training's own batches would be fewer than that in a look, smaller ones are heard."""
 
 CHECK = 25
 """Updates between two looks at the loss for a NaN, and between two moves of the progress bar."""
@@ -63,6 +67,7 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
     learner, plan, recipe = course.learner, course.plan, course.recipe
     reader = Reader(plan.recordings, *course.reading)
     looker = Reader(course.held.recordings, course.reading.jobs, course.reading.memory / 10)
+    looked_at = batches_of_a_look(course.held)
     first, last, rate = note["updates"], recipe.updates, make_schedule(recipe)
     began, before, pending = time.monotonic(), note["seconds"], []
     reads = reader.read(plan.batches(first, last), plan.seed, first, hosts.index(), hosts.count())
@@ -85,7 +90,7 @@ def go_on(course: Course, state: State, note: dict[str, Any], look_every: int, s
                 loss, right, norm = np.mean(note["since"], axis=0)
                 row = {"hours_heard": note["hours_heard"], "loss": loss, "accuracy": right, "norm": norm}
                 row |= {"learning_rate": float(rate(number - 1)), "seconds": note["seconds"]}
-                row |= _score(learner, course.held, looker, state)
+                row |= _score(learner, looked_at, looker, state)
                 note["curve"].append({"updates": number} | {name: round(float(v), 6) for name, v in row.items()})
                 note["since"] = []
                 say(_in_words(note, last, (time.monotonic() - began) / (number - first)))
@@ -118,12 +123,34 @@ def _of_all_hosts(left_out: Mapping[str, str]) -> dict[str, str]:
     return {name: reason for some in hosts.tell(lambda: dict(left_out)) for name, reason in some.items()}
 
 
-def _score(learner: Learner, held: Plan, looker: Reader, state: State) -> dict[str, float]:
-    if not held.recordings:
+def batches_of_a_look(held: Plan) -> list[Batch]:
+    """What every look hears of held-out speech, of which `held` is training's own plan: the first batches of an epoch.
+
+    Training's batches may be so large that one or two are a look, and hear crops of one length alone. Then these are smaller,
+    and the first ones of each length come first.
+    """
+    wanted = VALIDATION_SECONDS * audio.SAMPLE_RATE
+    if (count := round(wanted / held.batch)) >= LOOK_BATCHES:
+        return held.epoch(0)[:count]
+    least = held.crop * held.devices  # a row for each device
+    batches = replace(held, batch=min(held.batch, max(round(wanted / LOOK_BATCHES), least))).epoch(0)
+    first: dict[int, int] = {}
+    for number, batch in enumerate(batches):
+        first.setdefault(batch.length, number)
+    chosen, heard = [], 0
+    for number in dict.fromkeys([*first.values(), *range(len(batches))]):
+        batch = batches[number]
+        if heard < wanted or number == first[batch.length]:
+            chosen.append(batch)
+            heard += sum(crop.samples for crop in batch.crops)
+    return chosen
+
+
+def _score(learner: Learner, batches: Sequence[Batch], looker: Reader, state: State) -> dict[str, float]:
+    if not batches:
         return {}
-    batches = held.epoch(0)
-    batches = batches[: max(1, round(VALIDATION_SECONDS * audio.SAMPLE_RATE / held.batch))]
-    reads = looker.read(batches, held.seed, 0, hosts.index(), hosts.count())
+    # The looker changes no level, so that no seed is asked for.
+    reads = looker.read(batches, 0, 0, hosts.index(), hosts.count())
     found = [learner.score(state, read, i) for i, read in enumerate(reads)]
     loss, positives, correct = np.sum([[float(value) for value in sums] for sums in found], axis=0)
     return {"held_out_loss": loss / positives, "held_out_accuracy": correct / positives} if positives else {}

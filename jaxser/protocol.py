@@ -146,7 +146,7 @@ def card(
         "leak_checks": [{"looked_for": check.what, "found": check.found} for check in checks],
         "leaks": [line for check in checks for line in check.found],
         "features": " + ".join(one.extractor.name for one in features),
-        "settings": {one.of: dict(one.extractor.settings) for one in features},
+        "settings": {one.of: {**one.extractor.settings, **one.extractor.known} for one in features},
         "training": training_in_words(config, runs, parameters),
         "choices": choices(config),
         "versions": versions(),
@@ -206,6 +206,8 @@ def choices(config: Any) -> dict[str, str]:
             chosen["layer"] = "context vectors (c)" if config.layer == "c" else "encoder vectors (z)"
         if head.average:
             chosen["frames averaged"] = str(config.average_frames)
+    if audio and text and config.max_seconds:
+        chosen["words"] = "of the whole utterance, also past the part of its sound that is heard"
     if text:
         chosen["tags in transcripts"] = {"drop": "dropped", "keep": "kept as words"}[config.tags]
         if config.text == "bert":

@@ -42,7 +42,8 @@ PUBLISHED = Recipe(
 )
 """fairseq's command for wav2vec-large (its examples/wav2vec/README.md): crops of 150,000 samples, 1.5 million samples a GPU, on
 the eight GPUs of the wav2vec paper; clipping at 25 was its default in 2019. Two departures: a recording below the crop's length
-is padded and masked, where fairseq crops the batch to its shortest member, and an epoch hears everything once."""
+is padded and masked, where fairseq crops the batch to its shortest member, and an epoch hears as many crops of a recording as
+fit into it, where fairseq's hears one."""
 
 RECIPES = {
     "nano": Recipe(

@@ -130,9 +130,10 @@ def hold_out(
             by_speaker[recording.speaker].append(recording)
     units = [by_speaker[name] for name in sorted(by_speaker)] or [[recording] for recording in recordings]
     wanted, order = share * sum(r.samples for r in recordings), np.random.default_rng([_HELD_OUT, seed]).permutation(len(units))
-    count, held = 0, []
-    while count < len(units) and sum(r.samples for r in held) < wanted:
+    count, held, samples = 0, [], 0
+    while count < len(units) and samples < wanted:
         held += units[order[count]]
+        samples += sum(r.samples for r in units[order[count]])
         count += 1
     if len(held) == len(recordings):
         raise CallError(f"--held-out {share:g} takes every {'speaker' if by_speaker else 'file'}: ask for less, or 0")

@@ -1,8 +1,11 @@
 """BERT's vectors against torch's own BertModel, on real weights and on drawn ones; and what can be wrong with a model."""
 
 import errno
+import hashlib
 import json
 import shutil
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -41,6 +44,27 @@ def loaded(folder: Path, tmp_path: Path) -> bert.Encoder:
     return bert.load(bert.find(str(folder), tmp_path / "digests.json"))
 
 
+def pieces_of(encoder: bert.Encoder, texts: Sequence[str]) -> dict[int, bert.Pieces]:
+    return dict(chain.from_iterable(encoder(texts)))
+
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]")
+
+
+def narrow(folder: Path, pieces: Sequence[str], lowers: bool = True) -> Path:
+    """A BERT of three narrow layers with drawn weights, and its tokenizer, all as transformers saves them."""
+    import transformers
+
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join((*SPECIAL, *pieces)) + "\n")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(**sizes, vocab_size=len(SPECIAL) + len(pieces), max_position_embeddings=64)
+    with bert._quiet(transformers):
+        transformers.FlaxBertModel(config, seed=0).save_pretrained(folder)
+        transformers.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=lowers).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def encoder(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> bert.Encoder:
     return loaded(minilm, tmp_path_factory.mktemp("memory"))
@@ -48,7 +72,7 @@ def encoder(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> bert.Enco
 
 @pytest.fixture(scope="module")
 def together(encoder: bert.Encoder) -> dict[int, bert.Pieces]:
-    return dict(encoder(TEXTS))
+    return pieces_of(encoder, TEXTS)
 
 
 @pytest.mark.parametrize("model", ["minilm", "drawn"])
@@ -57,7 +81,7 @@ def test_the_second_to_last_layer_of_torchs_model(model: str, tmp_path: Path, re
     import transformers
 
     folder = request.getfixturevalue(model)
-    ours = dict(loaded(folder, tmp_path)(TEXTS))
+    ours = pieces_of(loaded(folder, tmp_path), TEXTS)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.BertModel.from_pretrained(folder).eval()
     assert sorted(ours) == list(range(len(TEXTS)))
@@ -79,7 +103,7 @@ def test_a_long_text_is_cut_and_counted(together: dict[int, bert.Pieces]):
 
 def test_company_changes_next_to_nothing(encoder: bert.Encoder, together: dict[int, bert.Pieces]):
     for i in (1, 2):
-        (alone,) = dict(encoder(TEXTS[i : i + 1])).values()
+        (alone,) = pieces_of(encoder, TEXTS[i : i + 1]).values()
         np.testing.assert_allclose(alone.vectors, together[i].vectors, atol=BOUND)
 
 
@@ -119,6 +143,63 @@ def test_only_the_wanted_layers_are_there(encoder: bert.Encoder):
     assert "pooler" not in encoder.params
 
 
+def test_no_product_is_rounded(encoder: bert.Encoder):
+    # As jax rounds those of float32 on a GPU or TPU where it is told nothing.
+    ids = np.ones((2, 8), np.int32)
+    program = encoder.hidden.lower(encoder.params, ids, ids).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) == 5 * 8  # of each layer six matrices, scores and their sums
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+BOTH = ("Rose", "rose", "##s", "is", "a", "é", "e")
+LOWERED, KEPT = ("rose", "##s", "is", "a", "e"), ("Rose", "##s", "is", "a", "é")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lowers", "kept", "words"),
+    [
+        (BOTH, False, ("tokenizer.json", "tokenizer_config.json", "vocab.txt"), KEPT),
+        (BOTH, False, ("tokenizer.json", "vocab.txt"), KEPT),
+        (BOTH, False, ("vocab.txt", "tokenizer_config.json"), KEPT),
+        (BOTH, False, ("vocab.txt",), KEPT),
+        (BOTH, True, ("tokenizer.json", "vocab.txt"), LOWERED),
+        (BOTH[1:], True, ("vocab.txt",), LOWERED),
+    ],
+)
+def test_capitals_are_those_of_the_models_own_files(
+    tmp_path: Path, pieces: tuple[str, ...], lowers: bool, kept: tuple[str, ...], words: tuple[str, ...]
+):
+    folder, ours = narrow(tmp_path / "model", pieces, lowers), ("config.json", "flax_model.msgpack")
+    for path in folder.iterdir():
+        if path.name not in (*kept, *ours):
+            path.unlink()
+    model = bert.find(str(folder), tmp_path / "digests.json")
+    assert model.letters["do_lower_case"] == lowers
+    (found,) = pieces_of(bert.load(model), ["Roses is a é"]).values()
+    assert found.words == words
+    # What was always read so keeps its digest, and with it its store; what was read otherwise has another one.
+    files = ["config.json", kept[0], "flax_model.msgpack", *(name for name in kept if name == "tokenizer_config.json")]
+    lines = [f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}" for name in files]
+    same = hashlib.sha256("\n".join(lines).encode()).hexdigest() == model.digest
+    assert same == (lowers or "tokenizer_config.json" in kept)
+
+
+def test_accents_are_those_of_the_models_own_files(tmp_path: Path):
+    folder = narrow(tmp_path / "model", BOTH[1:])
+    (folder / "tokenizer_config.json").unlink()
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] |= {"strip_accents": False}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert pieces_of(loaded(folder, tmp_path), ["Roses is a É"])[0].words == ("rose", "##s", "is", "a", "é")
+
+
+def test_the_real_vocabulary_of_an_uncased_model_is_taken_for_one(minilm: Path, tmp_path: Path):
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        shutil.copy(minilm / name, tmp_path / name)
+    assert bert.find(str(tmp_path), tmp_path / "digests.json").letters["do_lower_case"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -129,6 +210,12 @@ def test_only_the_wanted_layers_are_there(encoder: bert.Encoder):
         ("json", "its config.json is damaged"),
         ("kind", "it is a roberta, and only bert is read"),
         ("shallow", "1 layer.s., and the second-to-last is wanted"),
+        ("positions", "its position_embedding_type is relative_key, and only absolute is read: take another model"),
+        ("sizes", "its tokenizer.json has 30,522 word pieces, and its config.json has vocab_size 30,521: take all files"),
+        ("class", "its tokenizer_class is BertJapaneseTokenizer, and only BertTokenizer is read: take another model"),
+        ("tokenizer class", "its tokenizer_class is XLMTokenizer, and only BertTokenizer is read"),
+        ("added", "its tokenizer.json has 30,601 word pieces"),
+        ("tokenizer", "its tokenizer.json is damaged"),
     ],
 )
 def test_what_a_folder_lacks(minilm: Path, tmp_path: Path, spoil: str, message: str):
@@ -144,9 +231,23 @@ def test_what_a_folder_lacks(minilm: Path, tmp_path: Path, spoil: str, message: 
             (folder / "pytorch_model.bin").write_bytes(b"x")
     elif spoil == "config":
         (folder / "config.json").unlink()
+    elif spoil == "tokenizer":
+        (folder / "tokenizer.json").write_text('{"model": {}}')
+    elif spoil in ("tokenizer class", "added"):
+        said = json.loads((folder / "tokenizer_config.json").read_text())
+        said |= {"added_tokens_decoder": {"30600": {}}} if spoil == "added" else {"tokenizer_class": "XLMTokenizer"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
     else:
-        changed = {"json": "{", "kind": json.dumps(config | {"model_type": "roberta"})}
-        (folder / "config.json").write_text(changed.get(spoil, json.dumps(config | {"num_hidden_layers": 1})))
+        if spoil == "class":  # where the tokenizer's own file names none
+            (folder / "tokenizer_config.json").unlink()
+        changed = {
+            "kind": {"model_type": "roberta"},
+            "shallow": {"num_hidden_layers": 1},
+            "positions": {"position_embedding_type": "relative_key"},
+            "sizes": {"vocab_size": 30_521},
+            "class": {"tokenizer_class": "BertJapaneseTokenizer"},
+        }
+        (folder / "config.json").write_text("{" if spoil == "json" else json.dumps(config | changed[spoil]))
     with pytest.raises(CallError, match=message):
         bert.find(str(folder), tmp_path / "digests.json")
 

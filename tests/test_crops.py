@@ -20,7 +20,7 @@ lengths = st.lists(st.integers(8_000, 200_000), min_size=1, max_size=30)
 
 
 @given(lengths, st.sampled_from([32_000, 48_000]), st.integers(1, 4), st.integers(0, 3))
-def test_an_epoch_hears_everything_once(samples: list[int], crop: int, devices: int, seed: int):
+def test_an_epoch_hears_of_every_recording_as_many_crops_as_fit(samples: list[int], crop: int, devices: int, seed: int):
     recordings = tuple(Recording(Path(f"{i}.wav"), n) for i, n in enumerate(samples))
     plan = Plan(recordings, crop, 4 * crop, seed, devices)
     for number in (0, 1):
@@ -37,6 +37,7 @@ def test_an_epoch_hears_everything_once(samples: list[int], crop: int, devices: 
         assert sorted(heard) == list(range(len(samples)))
         for place, parts in heard.items():
             parts = sorted(parts)
+            assert len(parts) == max(1, samples[place] // crop)
             assert parts[0][0] >= 0
             assert parts[-1][1] <= samples[place]
             # Side by side; what is passed over is less than a crop.

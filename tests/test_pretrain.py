@@ -1,5 +1,6 @@
 import errno
 import io
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,10 @@ from test_checkpoint import failing
 
 from jaxser import checkpoint, digests, pretrain, pretraining, results, wav2vec
 from jaxser.cards import FILE
+from jaxser.crops import Plan
 from jaxser.errors import CallError, WorkError
+from jaxser.recipes import RECIPES
+from jaxser.recordings import Recording
 
 LAYERS = {
     "conv_feature_layers": str(list(LITTLE.conv_feature_layers)),
@@ -351,6 +355,7 @@ def test_a_loss_that_is_no_number(speech: Path, tmp_path: Path, monkeypatch: pyt
         ({"held_out": 1.0}, "--held-out 1: a share below 1"),
         ({"held_out": 0.95}, "--held-out 0.95 takes every speaker"),
         ({"precision": "bfloat16"}, "bfloat16 is for GPU and TPU"),
+        ({"balanced_classes": True}, "--balanced-classes True changes nothing with infonce: add --infonce False"),
         ({"conv_feature_layers": "[(8, 10)]"}, "each layer is"),
         (dict.fromkeys(LAYERS) | {"initial": "nowhere"}, "nowhere: no such folder"),
         ({"notes": Path("nowhere.md")}, "--notes nowhere.md: No such file"),
@@ -370,6 +375,48 @@ def test_wrong_calls(speech: Path, tmp_path: Path, changes: dict, message: str):
     with pytest.raises(CallError, match=message):
         pretrain.main(replace(config(speech, tmp_path / "out"), **changes))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_balanced_classes_without_infonce(speech: Path, tmp_path: Path):
+    given = config(speech, tmp_path / "out", balanced_classes=True)
+    for call in (replace(given, infonce=False), replace(given, recipe="base", prediction_steps=None)):
+        objective = pretrain.resolve(call)[0].objective
+        assert (objective.balanced_classes, objective.infonce) == (True, False)
+    assert not pretrain.resolve(replace(given, balanced_classes=False))[0].objective.balanced_classes
+
+
+def held_plan(recipe: str, seconds: np.ndarray, devices: int) -> Plan:
+    """As `pretrain.prepare` makes it."""
+    found = RECIPES[recipe]
+    recordings = tuple(Recording(Path(f"{i}.wav"), round(16_000 * s)) for i, s in enumerate(seconds))
+    return Plan(recordings, round(16_000 * found.crop_seconds), round(16_000 * found.batch_seconds), 0, devices)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8, 64])
+@pytest.mark.parametrize("recipe", ["base", "large"])
+def test_a_look_hears_all_lengths_of_the_published_recipes(recipe: str, devices: int):
+    # Nearly all are longer than a crop, as in books that are read out.
+    generator = np.random.default_rng(0)
+    short = [generator.uniform(low, high, 60) for low, high in itertools.pairwise((1, 2.3, 3.2, 4.6, 6.5, 9.3))]
+    seconds = generator.permutation(np.concatenate([generator.uniform(10, 20, 2_000), *short]))
+    plan = held_plan(recipe, seconds, devices)
+    look = pretraining.batches_of_a_look(plan)
+    assert {batch.length for batch in look} == set(plan.lengths())
+    heard = [crop for batch in look for crop in batch.crops]
+    assert len(set(heard)) == len(heard)
+    # The last batch goes past the end; 64 rows of whole crops, one for each device, are 600 s by themselves.
+    assert 600 <= sum(crop.samples for crop in heard) / 16_000 < (700 if devices < 64 else 1_500)
+    assert all(batch.rows % devices == 0 for batch in look)
+    few = pretraining.batches_of_a_look(replace(plan, recordings=plan.recordings[:20]))
+    assert sum(len(batch.crops) for batch in few) == sum(max(1, int(s // 9.375)) for s in seconds[:20])
+    assert pretraining.batches_of_a_look(replace(plan, recordings=())) == []
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_look_of_nano_hears_what_its_card_was_made_from(devices: int):
+    plan = held_plan("nano", np.random.default_rng(0).uniform(0.3, 12, 400), devices)
+    assert len(plan.epoch(0)) > 38
+    assert pretraining.batches_of_a_look(plan) == plan.epoch(0)[:38]  # the nearest to 600 s of batches of 16 s
 
 
 def test_a_bad_file_among_those_held_out_is_counted(speech: Path, tmp_path: Path):

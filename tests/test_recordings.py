@@ -1,4 +1,5 @@
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def test_whole_speakers_are_held_out():
     assert sorted(train + held, key=str) == sorted(recordings, key=str)
     assert hold_out(recordings, 0.2, 1)[1] != held
     assert hold_out(recordings, 0.0, 0)[1] == ()
+
+
+def test_holding_out_goes_through_the_recordings_a_few_times_only():
+    looked = itertools.count()
+
+    class Counting(Recording):
+        def __getattribute__(self, name: str):
+            if name == "samples":
+                next(looked)
+            return super().__getattribute__(name)
+
+    recordings = [Counting(Path(f"{i}.wav"), 16_000 + i) for i in range(2_000)]
+    _, held, _ = hold_out(recordings, 0.5, 0)
+    assert len(held) > 900
+    assert next(looked) < 10 * len(recordings)  # and not of the order of their square
 
 
 def test_files_are_held_out_where_nobody_is_named():

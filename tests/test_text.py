@@ -2,14 +2,16 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_tone
+from test_bert import narrow
 
-from jaxser import corpora, cv, extract
+from jaxser import bert, corpora, cv, extract, extract_text
 from jaxser.errors import CallError, WorkError
 from jaxser.files import read_csv
 
@@ -203,3 +205,96 @@ def test_the_command_extracts_both(spoken: Path, vectors: Path, tmp_path: Path, 
     assert "csv · lld + glove vectors.txt · 36 utterances, 0 left out" in printed
     assert "h of sound in" in printed
     assert "36 different texts in" in printed
+
+
+def test_words_cut_short_and_gone_on_with_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read_in = bert.load
+
+    def load(model: bert.Model) -> bert.Encoder:
+        # To how many pieces a text is padded shows in every number, as on some machine in the last digits of some.
+        encoder = read_in(model)
+        return replace(encoder, hidden=lambda params, ids, mask: encoder.hidden(params, ids, mask) + ids.shape[1])
+
+    monkeypatch.setattr(bert, "load", load)
+    monkeypatch.setattr(bert, "PIECES", dict.fromkeys(bert.PIECES, 256))
+    monkeypatch.setattr(extract_text, "PART", 5)
+    texts = [" ".join(np.random.default_rng(i).choice(WORDS, i)) for i in range(1, 60)]
+    utterances = tuple(corpora.Utterance(f"u{i}", Path("x"), "a", "s", "g", text) for i, text in enumerate(texts))
+    corpus = corpora.Corpus("csv", utterances, ("a",))
+    flags = extract.Config(text="bert", text_model=str(narrow(tmp_path / "bert", [*WORDS, "no"])), cache=tmp_path / "cache")
+
+    def parts() -> dict[Path, bytes]:
+        _, features = extract.extract(corpus, extract.text_extractor(flags), flags.cache)
+        return {path: path.read_bytes() for path in features.store.folder.glob("part-*")}
+
+    def longest(path: Path) -> int:
+        return max(row[1] for row in json.loads(path.with_suffix(".json").read_text())["rows"].values())
+
+    whole = parts()
+    assert len(whole) > 6  # three parts and more
+    of_first = max(whole, key=longest).stem  # for the longest texts go first
+    for path in whole:
+        if path.stem != of_first:
+            path.unlink()
+    assert parts() == whole
+
+
+def test_a_text_model_is_remembered_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def made(home: Path, width: int) -> Path:
+        (home / "bert").mkdir(parents=True)
+        (home / "bert" / "config.json").write_text(
+            json.dumps({"model_type": "bert", "hidden_size": width, "num_hidden_layers": 2})
+        )
+        for name in ("vocab.txt", "model.safetensors"):
+            (home / "bert" / name).write_text("x")
+        return home
+
+    def key(name: str, where: Path) -> dict:
+        monkeypatch.chdir(where)
+        return extract_text.of_bert(name, "drop", tmp_path / "cache")[0]
+
+    one, other, hub = made(tmp_path / "one", 8), tmp_path / "other", made(tmp_path / "snapshot", 24)
+    other.mkdir()
+    of_one = key("bert", one)
+    with pytest.raises(CallError, match="--text-model bert: not in the hub's cache"):
+        key("bert", other)
+    of_other = key("bert", made(other / "deep", 16))
+    with monkeypatch.context() as patch:
+        patch.setattr(bert, "_fetched", lambda name: hub / "bert")
+        of_hub = key("bert", tmp_path)
+    assert [found["width"] for found in (of_one, of_other, of_hub)] == [8, 16, 24]
+    # Gone, each is still known: by its place, and the hub's from anywhere.
+    shutil.rmtree(one)
+    one.mkdir()
+    assert key(str(one / "bert"), tmp_path) == of_one
+    assert key("bert", other / "deep") == of_other
+    assert key("bert", tmp_path) == of_hub == key("bert", other)
+
+
+def test_what_is_heard_of_an_utterance_whose_words_are_all_read(
+    spoken: Path, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    call = config(spoken, vectors, head="aligned", features="lld", updates=2, max_seconds=0.5)  # they last 0.4, 0.5 and 0.6 s
+    cv.main(call)
+    line = "24 of 36 utterances last 0.5 s or longer: of their sound the first 0.5 s are heard, of their words all are read"
+    card = read(tmp_path / "run", "protocol.json")
+    assert card["notes"] == [line]
+    assert line in capsys.readouterr().err
+    assert card["choices"]["words"] == "of the whole utterance, also past the part of its sound that is heard"
+    for name, changes in (("whole", {"max_seconds": 0.0}), ("sound", {"head": "bilstm", **WITHOUT})):
+        cv.main(replace(call, out=tmp_path / name, **changes))
+        card = read(tmp_path / name, "protocol.json")
+        assert card["notes"] == []
+        assert "words" not in card["choices"]
+
+
+def test_the_card_says_whether_a_bert_is_cased(spoken: Path, tmp_path: Path):
+    for lowers, expected in ((True, "lowered (uncased)"), (False, "kept (cased)")):
+        folder = narrow(tmp_path / f"bert-{lowers}", WORDS, lowers)
+        out = tmp_path / f"run-{lowers}"
+        cv.main(config(spoken, folder, text="bert", updates=2, out=out))
+        assert read(out, "protocol.json")["settings"]["text"]["capitals"] == expected
+        assert f"capitals {expected}" in (out / "report.html").read_text()

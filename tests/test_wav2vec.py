@@ -1,5 +1,6 @@
 """Properties of the network that need no torch; parity/test_wav2vec.py holds it against fairseq's own code."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import LITTLE
 
 from jaxser import checkpoint, network, wav2vec
 from jaxser.architecture import BASE, LARGE, NANO
@@ -37,6 +39,40 @@ def test_group_norm_worked_by_hand():
     y = network.group_norm(x, jnp.array([2]), jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0]))
     root = np.sqrt(1.25 + 1e-5)
     np.testing.assert_allclose(y[0, :2], [[-3 / root, 1 - 0.5 / root], [1 / root, 1 + 1.5 / root]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16"])
+def test_group_norm_of_a_row_without_frames_is_its_bias_and_other_rows_keep_their_bits(kind: str):
+    with jax.enable_x64(kind == "float64"):
+        x = jnp.asarray(np.random.default_rng(0).normal(0, 3, (2, 40, 8)), kind).astype(jnp.promote_types(kind, jnp.float32))
+        scale, bias, rounded = jnp.linspace(0.5, 2, 8, dtype=x.dtype), jnp.linspace(-1, 1, 8, dtype=x.dtype), kind == "bfloat16"
+        y = network.group_norm(x, jnp.array([30, 0]), scale, bias, rounded)
+        moments = network._moments_at_once if rounded else network._moments
+        mean, variance = moments(x[:1], network.valid(jnp.array([30]), 40)[:, :, None], jnp.full((1, 1, 1), 30, x.dtype))
+        np.testing.assert_array_equal(y[:1], (x[:1] - mean) * (jax.lax.rsqrt(variance + network.EPSILON) * scale) + bias)
+        np.testing.assert_array_equal(y[1], np.broadcast_to(bias, (40, 8)))
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_a_row_without_frames_leaves_the_gradients_to_the_others(kind: str, bound: float):
+    # As in the last batch of an epoch, which is short, when the kernels of the twelve layers of context have grown.
+    layers = tuple((16, kernel, 1) for _, kernel, _ in LARGE.conv_aggregator_layers)
+    config = dataclasses.replace(LARGE, conv_feature_layers=LITTLE.conv_feature_layers, conv_aggregator_layers=layers)
+    model, params = wav2vec.Wav2Vec(config, jnp.dtype(kind)), wav2vec.random_params(config, 0)
+    for name, layer in params.items():
+        layer["kernel"] *= 100 if name.startswith("context") else 1
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: dict, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
+        z, c, _ = model.apply({"params": params}, waveforms, lengths)
+        return jnp.sin(z).sum() + jnp.sin(c).sum()
+
+    waveforms = np.repeat(noise(1, 16_000), 2, axis=0)
+    twice = dict(checkpoint.named_leaves(gradient(params, waveforms, np.array([16_000, 16_000]))))
+    for name, leaf in checkpoint.named_leaves(gradient(params, waveforms, np.array([16_000, 0]))):
+        assert np.isfinite(leaf).all(), name
+        assert np.linalg.norm(2 * leaf - twice[name]) <= bound * np.linalg.norm(twice[name]), name
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 30.0])
