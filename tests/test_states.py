@@ -1,5 +1,6 @@
 """Training that was cut short goes on from its last saved state, to the bit; what is of other work is not mixed in."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,18 @@ import pytest
 from conftest import demand_going_on
 from etils import epath
 from test_checkpoint import failing
-from test_train import TIMES, assert_same_bits, problem, run_on_devices, runs_of
+from test_train import TIMES, assert_same_bits, few_rooms, problem, run_on_devices, runs_of
 
 from jaxser import ensemble, states
 from jaxser.errors import WorkError
 from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation
+
+
+@pytest.fixture(autouse=True)
+def _of_few_rooms() -> Iterator[None]:
+    with few_rooms():
+        yield
 
 
 class Killed(Exception):
@@ -83,8 +90,9 @@ def test_another_chunk_goes_on_from_it_too(tmp_path: Path, capsys: pytest.Captur
 FOUR = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_states import cut_short, kept
-cut_short(3, keep=kept(Path({folder!r})))
+from test_states import cut_short, few_rooms, kept
+with few_rooms():
+    cut_short(3, keep=kept(Path({folder!r})))
 """
 
 
