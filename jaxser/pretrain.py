@@ -33,7 +33,7 @@ from jaxser.selfsupervised import make_learner
 
 @dataclass(frozen=True)
 class Config:
-    """Train a wav2vec on unlabelled speech and write weights that every other command takes (--weights OUT).
+    """Train a wav2vec on unlabelled speech and write weights that the other commands take (--weights OUT).
 
     Work that was cut short goes on with the same command.
     """

@@ -3,8 +3,14 @@
 import argparse
 import dataclasses
 import errno
+import filecmp
+import itertools
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +28,7 @@ install_import_hook("jaxser", "beartype.beartype")
 # Two devices, as commands have on a CPU with two cores, also in the processes that tests start; and what one of all these has
 # compiled, the others need not. With a most size jax locks the folder, so that nobody reads what is still being written.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="jaxser-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
@@ -29,6 +36,23 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 from jaxser.architecture import NANO  # noqa: E402 (after the hook)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Processes that tests start must run the code that is tested here, and not what was once installed."""
+    if hasattr(session.config, "workerinput"):
+        return  # of xdist: the session that started it has looked
+    look = "from importlib.util import find_spec; print(*getattr(find_spec('jaxser'), 'submodule_search_locations', ()))"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        call = subprocess.run([sys.executable, "-c", look], cwd=elsewhere, capture_output=True, text=True, check=True)
+    found = call.stdout.strip()
+    there, here = Path(found), Path(__file__).parents[1] / "jaxser"
+    names = {path.name for folder in (here, there) for path in folder.glob("*.py")}
+    _, other, absent = filecmp.cmpfiles(here, there, sorted(names), shallow=False)
+    if found and (differing := ", ".join([*other, *absent])):
+        wrong = f"processes that tests start find jaxser in {there}, and {differing} there is not as in {here}"
+        pytest.exit(f"{wrong}: install again, pip install -e '.[test,convert]'", pytest.ExitCode.USAGE_ERROR)
+
 
 # How long a drawn example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("jaxser", deadline=None)
@@ -47,6 +71,41 @@ def apart() -> dict[str, str]:
     nobody else, and without jax's account of sizes it keeps nobody from writing."""
     ours = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_MAX_SIZE"}
     return ours | {"JAX_COMPILATION_CACHE_DIR": os.path.join(ours["JAX_COMPILATION_CACHE_DIR"], "apart")}
+
+
+def _ports() -> Iterator[int]:
+    # Below those that systems give away by themselves; for each session of tests, and each worker in it, a block of its own.
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    session, number = (os.getppid(), int(worker.removeprefix("gw"))) if worker else (os.getpid(), 0)
+    first = 10_000 + session % 20 * 1_000 + number % 20 * 50
+    for port in itertools.cycle(range(first, first + 50)):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("", port))
+            except OSError:
+                continue  # somebody listens there
+        yield port
+
+
+_PORTS = _ports()
+
+
+def port() -> int:
+    """A port at which processes that a test starts can meet."""
+    return next(_PORTS)
+
+
+def demand_going_on(said: str, total: int) -> None:
+    """Work that was cut short has said that it goes on, once, neither from its beginning nor from its end."""
+    (behind,) = re.findall(r"going on after (?:update )?([\d,]+)", said)
+    assert 0 < int(behind.replace(",", "")) < total
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and nothing that was fetched before. What the environment says is read when huggingface_hub is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 DATA = Path(os.environ.get("JAXSER_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -144,6 +144,35 @@ def test_utterances_that_one_left_out(runs: tuple[Path, Path], smaller: int, cap
     assert "taken on trust" in printed
 
 
+def test_the_common_ones_are_scored_as_scikit_learn_does(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    # Each has left some out that the other has, and neither's summary is of the 42 that both have.
+    left_out = [{f"audio/s0-{label}-{i}" for i in (0, 1)} | {f"audio/s4-{label}-2"} for label in ("low", "high")]
+    for run, names in zip(runs, left_out, strict=True):
+        edit(run, lambda row, names=names: row if row["id"] not in names else None)
+        amend(run, "summary.json", utterances=45)
+    differences = []
+    for judge in (balanced_accuracy_score, accuracy_score):
+        means = []
+        for run in runs:
+            by_run = defaultdict(list)
+            for row in files.read_csv(run / "predictions.csv"):
+                if row["id"] not in set.union(*left_out):
+                    by_run[row["fold"], row["seed"]].append((row["label"], row["predicted"]))
+            means.append(np.mean([judge(*zip(*pairs, strict=True)) for pairs in by_run.values()]))
+        differences.append(means[1] - means[0])
+    compare.main(compare.Config(*runs, common=True))
+    printed = capsys.readouterr().out
+    assert "42 utterances of 6 speakers" in printed
+    for name, difference in zip(("UA", "WA"), differences, strict=True):
+        assert f"{name}: B - A = {100 * difference:+.1f} points" in printed
+
+
+def test_no_utterance_in_common(runs: tuple[Path, Path]):
+    edit(runs[1], lambda row: row | {"id": f"other/{row['id']}"})
+    with pytest.raises(CallError, match=r"^.*/a and .*/b have no utterance in common$"):
+        compare.main(compare.Config(*runs, common=True))
+
+
 def test_the_same_folder_by_another_name(runs: tuple[Path, Path], tmp_path: Path):
     (tmp_path / "link").symlink_to(runs[0])
     with pytest.raises(CallError, match="named twice"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
 from conftest import write_tone
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 
-from jaxser import cv, experiments, extractor, hosts
+from jaxser import cv, experiments, extractor, program, protocol
 from jaxser.command import command_line
 from jaxser.errors import CallError, WorkError
 from jaxser.files import read_csv
@@ -86,6 +88,8 @@ def test_files_agree_with_each_other_and_with_scikit_learn(config: cv.Config):
         assert {r["group"] for r in rows} == {f"g{score['fold']}"}
         assert float(score["ua"]) == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-6)
         assert float(score["wa"]) == pytest.approx(accuracy_score(labels, predicted), abs=1e-6)
+        recalls = recall_score(labels, predicted, labels=["high", "low"], average=None)
+        assert [float(score[f"recall_{name}"]) for name in ("high", "low")] == pytest.approx(recalls, abs=1e-6)
         uas.setdefault(score["seed"], []).append(float(score["ua"]))
         for row in rows:
             p = {name: float(row[f"p_{name}"]) for name in ("high", "low")}
@@ -100,6 +104,25 @@ def test_files_agree_with_each_other_and_with_scikit_learn(config: cv.Config):
     )
     found = [[int(row[name]) for name in ("high", "low")] for row in read_csv(config.out / "confusion.csv")]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_losses_are_means_of_250_updates(config: cv.Config, monkeypatch: pytest.MonkeyPatch):
+    trained, train_runs = [], experiments.ensemble.train_runs
+
+    def kept(*given, **more):
+        trained.append((given[4], train_runs(*given, **more)))
+        return trained[-1][1]
+
+    monkeypatch.setattr(experiments.ensemble, "train_runs", kept)
+    cv.main(replace(config, updates=600))
+    ((runs, found),) = trained
+    expected = [
+        (run.fold, run.seed, until, pytest.approx(losses[first:until].mean(dtype=np.float64), abs=1e-6))
+        for run, losses in zip(runs, found.losses, strict=True)
+        for first, until in ((0, 250), (250, 500), (500, 600))
+    ]
+    rows = read_csv(config.out / "losses.csv")
+    assert [(*(int(row[name]) for name in ("fold", "seed", "updates")), float(row["loss"])) for row in rows] == expected
 
 
 def test_two_identical_commands_give_identical_files(config: cv.Config, tmp_path: Path):
@@ -164,6 +187,39 @@ def test_a_finished_run_that_is_trained_again_and_killed_is_not_finished(config:
 
 
 @pytest.mark.parametrize(
+    ("other", "named"), [(None, []), ("signatures", ["signatures"]), ("versions", ["jax"]), ("device", ["device"])]
+)
+def test_a_state_of_other_data_versions_or_devices_is_not_mixed_in(
+    config: cv.Config,
+    table: Path,
+    other: str | None,
+    named: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def killed(*work):
+        raise KeyboardInterrupt
+
+    config = replace(config, updates=20, state_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "predicted", killed)  # all is trained, and saved
+        with pytest.raises(KeyboardInterrupt):
+            cv.main(config)
+    if other == "signatures":
+        write_tone(table.parent / "audio/s0-low-0.wav", 0.4, 150, seed=12345)
+    if other == "versions":
+        versions = protocol.versions() | {"jax": "0.0.1"}
+        monkeypatch.setattr(protocol, "versions", lambda: versions)
+    if other == "device":
+        monkeypatch.setattr(experiments, "processor", lambda: "another one")
+    capsys.readouterr()
+    cv.main(config)
+    said = capsys.readouterr().err
+    assert ("going on after 120 of 120 updates" in said) == (other is None)
+    assert re.findall(r"is not gone on from.*: it is of other work \((\w+): ", said) == named
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("summary.json", "{}", "holds the finished result of other data"),
@@ -221,9 +277,15 @@ def test_many_bad_files_do_not_fill_the_screen(config: cv.Config, tmp_path: Path
 
 
 def test_planted_leaks_are_found(config: cv.Config, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.copy(tmp_path / "audio/s0-low-0.wav", tmp_path / "audio/s1-low-0.wav")
+    # The same samples in a file of other bytes.
+    samples, rate = soundfile.read(tmp_path / "audio/s0-low-0.wav", dtype="int16")
+    soundfile.write(tmp_path / "audio/s1-low-0.flac", samples, rate)
+    table.write_text(table.read_text().replace("s1-low-0.wav", "s1-low-0.flac"))
     cv.main(config)
-    assert "LEAK: identical audio in folds 0, 1: audio/s0-low-0, audio/s1-low-0" in capsys.readouterr().out
+    leak = "LEAK: identical audio in folds 0, 1: audio/s0-low-0, audio/s1-low-0"
+    assert leak in capsys.readouterr().out
+    assert leak in (config.out / "report.html").read_text()
+    assert leak in json.loads((config.out / "protocol.json").read_text())["leaks"]
     with table.open() as file:
         rows = list(csv.reader(file))
     rows[1][3] = "g2"  # a group column that cuts through speaker s0
@@ -269,21 +331,32 @@ def test_wrong_calls(config: cv.Config, changes: dict, message: str):
     assert not config.out.exists()
 
 
-def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config, tmp_path: Path):
+CHANGES_NO_SCORE = {"cache": Path("x"), "out": Path("x"), "parallel": 3, "memory": 3.0, "jobs": 3, "save": True, "final": True,
+                    "state_seconds": 1.0}  # fmt: skip
+CHANGES_SCORES = {
+    "corpus": "emodb", "root": Path("x"), "classes": "low,high", "features": "wav2vec", "weights": "random:0", "layer": "z",
+    "precision": "bfloat16", "text": "bert", "text_model": "x", "tags": "keep", "crop": "centre", "max_seconds": 1.0,
+    "lld_window": 25.0, "lld_hop": 10.0, "strict": True, "head": "mlp", "train_size": 8, "folds": 2, "random_folds": True,
+    "exclude_repeated_text": True, "show": ("x",), "validate": True, "seeds": 3, "updates": 151, "epochs": 3,
+    "average_frames": 2, "batch_size": 8, "learning_rate": 2e-2, "dropout": 0.5,
+}  # fmt: skip
+HOSTS = {"coordinator": "localhost:1", "processes": 2, "process": 0}
+"""Every flag with another value than `config` has; those of hosts go together."""
+
+
+def test_hash_names_what_changes_scores_and_nothing_else(config: cv.Config):
     known = cv.config_hash(cv.resolve(config))
-    for name in cv.NOT_IN_HASH:
-        if name in hosts.FLAGS:
-            continue  # they go together
-        other = {"cache": tmp_path, "out": tmp_path, "memory": 3.0, "state_seconds": 1.0, "save": True, "final": True}.get(
-            name, 3
-        )
-        assert cv.config_hash(cv.resolve(replace(config, **{name: other}))) == known
-    joined = replace(config, coordinator="localhost:1", processes=2, process=0)
+    for name, other in CHANGES_NO_SCORE.items():
+        assert getattr(config, name) != other
+        assert cv.config_hash(cv.resolve(replace(config, **{name: other}))) == known, name
+    joined = replace(config, **HOSTS)
     assert cv.config_hash(cv.resolve(joined)) == known
     assert "--coord" not in command_line("jaxser.cv", joined, cv.NOT_IN_HASH)
-    for changes in ({"seeds": 3}, {"head": "mlp"}, {"updates": 151}, {"crop": "centre"}, {"root": tmp_path / "x.csv"}):
-        assert cv.config_hash(cv.resolve(replace(config, **changes))) != known
-    assert {field.name for field in fields(cv.Config)} > set(cv.NOT_IN_HASH)
+    # Some of these contradict others: they are not resolved.
+    others = {cv.config_hash(replace(cv.resolve(config), **{name: other})): name for name, other in CHANGES_SCORES.items()}
+    assert list(others.values()) == list(CHANGES_SCORES)
+    assert known not in others
+    assert {field.name for field in fields(cv.Config)} == CHANGES_NO_SCORE.keys() | CHANGES_SCORES.keys() | HOSTS.keys()
 
 
 def test_memory_that_holds_no_batch_is_named(config: cv.Config):

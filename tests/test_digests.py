@@ -114,7 +114,7 @@ def test_an_interruption_keeps_what_was_read(tmp_path: Path, monkeypatch: pytest
 def test_what_was_read_is_remembered_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files, memory, read = many(tmp_path, 2), tmp_path / "digests.json", digests.file_digest
     monkeypatch.setattr(digests, "REMEMBERED", 0.0, raising=False)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
 
     def slow(path: Path) -> str:
         while path == files[1] and not memory.exists() and time.monotonic() < until:

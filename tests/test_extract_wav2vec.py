@@ -242,6 +242,10 @@ def contents_of(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.glob("features/*/*") if not path.name.startswith(".")}
 
 
+def parts_in(cache: Path) -> int:
+    return len(list(cache.glob("features/*/part-*.json")))
+
+
 KILLS = 3
 """test_kills.py has more, of all commands."""
 
@@ -253,23 +257,21 @@ def test_killed_at_random_moments(tmp_path: Path):
         lines.append(f"{i}.wav,{'ab'[i % 2]},s{i % 5}")
     table = tmp_path / "corpus.csv"
     table.write_text("\n".join(lines))
-    began = time.monotonic()
     subprocess.run(extracting(table, tmp_path / "calm"), check=True, capture_output=True, timeout=300)
-    whole = time.monotonic() - began
     calm = contents_of(tmp_path / "calm")
-    assert len(calm) > 2 * 10
-    generator, killed, progress = random.Random(0), 0, set()
-    while killed < KILLS:
+    whole = parts_in(tmp_path / "calm")
+    assert len(calm) > 2 * whole > 2 * 10
+    generator = random.Random(0)
+    for _ in range(KILLS):
+        before = parts_in(tmp_path / "torn")
         nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(extracting(table, tmp_path / "torn"), **nowhere, env=apart())
-        time.sleep(generator.uniform(0, whole))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += 1
-        progress.add(len(list((tmp_path / "torn").glob("features/*/part-*.json"))))
-        if killed < KILLS and len(progress) > 2:  # it got far: begin anew, so that early moments are hit as well
-            progress.clear()
-            shutil.rmtree(tmp_path / "torn")
+        while parts_in(tmp_path / "torn") == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.05))  # in the midst of the next part, or of writing it
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert before < parts_in(tmp_path / "torn") < whole
     done = subprocess.run(extracting(table, tmp_path / "torn"), check=True, capture_output=True, text=True, timeout=300)
     assert "60 utterances, 0 left out" in done.stdout
     assert done.stderr == ""

@@ -45,7 +45,7 @@ from jaxser.files import read_csv
 CLEAR = (CallError, WorkError, audio.AudioError, OSError)
 """What every command turns into one line."""
 
-PATIENCE = 10
+PATIENCE = 120
 """Seconds after which an input counts as a hang."""
 
 Reader = Callable[[Path], object]

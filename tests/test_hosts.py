@@ -3,26 +3,27 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from conftest import write_table
+from conftest import LITTLE, port, write_table, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import checkpoint, cv, extract, extract_lld, hosts, models, paper, pretraining
+from jaxser import checkpoint, cv, extract, extract_lld, extractor, hosts, models, paper, pretraining, wav2vec
 from jaxser.devices import dealt
 from jaxser.errors import CallError, WorkError
 from jaxser.report import table as printed_table
-from jaxser.store import load_frames
+from jaxser.store import load_frames, open_store
 from jaxser.turns import course_of, places_for, seatings
 
 TABLES = ("scores.csv", "predictions.csv", "confusion.csv", "losses.csv")
@@ -34,6 +35,7 @@ from dataclasses import replace
 from jaxser import cells, command, cv, ensemble, extract, extract_lld, extractor, heads, hosts
 from jaxser.errors import WorkError
 extract_lld.PART = 8  # so that a small corpus has several
+hosts.PIECE = 1 << 12  # so that what is exchanged goes in several too
 extractor.PATIENCE = 0.0
 me, keep = sys.argv[-1], extractor.write_part
 def write_part(store, part):
@@ -93,7 +95,7 @@ RUN["cells"] = """
 def main(config):
     with hosts.joined(config):
         work = cells.Work(config, extract.open_corpus(config))
-        work.train([cv.resolve(replace(config, head=head, out=config.out / head)) for head in ("mean", "mlp")])
+        work.train([cv.resolve(replace(config, head=head, out=config.out / head)) for head in ("mean", "attention")])
 command.run_command("cells", cv.Config, main)
 """
 
@@ -126,15 +128,13 @@ def started(
 ) -> list[subprocess.Popen[str]]:
     """The command on two hosts of two devices each, with each one's `changes`; what each wrote into the store is noted in
     `place`."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    meeting = f"localhost:{port()}"
     known = os.environ | environment | {"WRITTEN": str(place / "written-")}
     known["JAX_NUM_CPU_DEVICES"] = "2"
     processes = []
     for number in (0, 1):
         one = replace(of, **changes[number])
-        joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(number)]
+        joined = ["--coordinator", meeting, "--processes", "2", "--process", str(number)]
         call = [sys.executable, "-c", PROGRAM + RUN[command], *flags_of(one, command), *joined]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(call, env=known, **pipes))
@@ -144,7 +144,7 @@ def started(
 def ended(processes: list[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
     """How they ended, with what they wrote that was not yet read."""
     try:
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -235,7 +235,7 @@ def test_runs_that_diverge_on_one_host_leave_the_other_cells_to_both(home: Path,
     assert {end.stderr.splitlines()[-1].partition(" is no finite number")[0] for end in ends} == {
         "cells: the loss of seed 0, fold 1"
     }
-    assert [(tmp_path / "runs" / head / "summary.json").exists() for head in ("mean", "mlp")] == [False, True]
+    assert [(tmp_path / "runs" / head / "summary.json").exists() for head in ("mean", "attention")] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -349,8 +349,74 @@ def test_the_first_host_asks_for_room_and_all_hear_that_there_is_none(home: Path
     np.testing.assert_array_equal(leaves["0000"], np.arange(100_000))
 
 
-def test_hosts_wait_for_each_other_for_years():
-    assert hosts.FOR_EVER / 1000 / 3600 / 24 > 5 * 365
+def test_hosts_wait_for_each_other_for_years(monkeypatch: pytest.MonkeyPatch):
+    waited = []
+    monkeypatch.setattr(hosts.ocp.multihost, "get_barrier_sync_fn", lambda: lambda key, timeout_ms: waited.append(timeout_ms))
+    monkeypatch.setattr(hosts, "_exchanges", 0)
+    assert hosts._exchanged(b"alone") == [b"alone"]
+    monkeypatch.setattr(hosts.atexit, "register", lambda end: None)
+    hosts._watch()
+    for thread in threading.enumerate():
+        if thread.name == "watch":
+            thread.join()
+    assert len(waited) == 2
+    assert min(waited) / 1000 / 3600 / 24 > 5 * 365
+
+
+def test_hosts_of_other_numbers_of_devices_are_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    call = config(home, tmp_path, coordinator="localhost:1", processes=2, process=0)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **more: None)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=host) for host in (0, 0, 0, 1, 1)])
+    with pytest.raises(CallError, match="the hosts have 3, 2 devices: each must have as many"):
+        hosts.join(call)
+
+
+class Said(Exception):
+    """In place of what the hosts would do next."""
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_hosts_that_do_not_find_the_same_files_do_not_begin(gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Each host in its turn, once to hear what it says and once to hear both.
+    lld_of = extract.sound_extractor(extract.Config(features="lld", cache=tmp_path))
+    store, said = open_store(tmp_path, lld_of.settings), []
+    write_tone(tmp_path / "one" / "a.wav")
+    if not gone:
+        write_tone(tmp_path / "two" / "a.wav")
+
+    def begin(place: Path) -> None:
+        extractor._compute(store, lld_of, [["a"]], {"a": place / "a.wav"}, 1)
+
+    def saying(message: bytes) -> None:
+        said.append(message)
+        raise Said
+
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "index", lambda: 0)
+    monkeypatch.setattr(hosts, "_exchanged", saying)
+    for host in ("one", "two"):
+        with pytest.raises(Said):
+            begin(tmp_path / host)
+    monkeypatch.setattr(hosts, "_exchanged", lambda message: said[:2])
+    monkeypatch.setattr(hosts, "share", saying)
+    for host in ("one", "two"):
+        with pytest.raises(CallError if gone else Said) as raised:
+            begin(tmp_path / host)
+        if gone:
+            assert str(raised.value).startswith("the hosts do not find the same files: --root and --cache must lie on a disk")
+
+
+def test_two_hosts_give_what_one_gives_of_wav2vec_and_a_head_that_computes_no_padding(home: Path, tmp_path: Path):
+    wav2vec.save(tmp_path / "weights", LITTLE, wav2vec.random_params(LITTLE, 0), {})
+    flags = {"features": "wav2vec", "weights": str(tmp_path / "weights"), "head": "mlp", "updates": 40, "seeds": 1}
+    alone, both = (config(home, tmp_path / name / "cache", **flags, out=tmp_path / name / "run") for name in ("one", "two"))
+    cv.main(alone)
+    ends = on_two(both, "cv", tmp_path)
+    assert [end.returncode for end in ends] == [0, 0], ends
+    for name in TABLES:
+        assert (both.out / name).read_bytes() == (alone.out / name).read_bytes(), name
+    assert store_of(both.cache) == store_of(alone.cache)
 
 
 def test_two_hosts_go_on_and_keep_a_model(home: Path, tmp_path: Path):

@@ -182,9 +182,8 @@ def test_table_2_says_what_is_missing(home: Path, capsys: pytest.CaptureFixture[
     assert len(json.loads((out / "summary.json").read_text())["missing"]) == 2
 
 
-def test_table_2_with_words(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+@pytest.mark.usefixtures("no_hub")
+def test_table_2_with_words(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     vectors = np.random.default_rng(0).normal(size=(6, 8))
     words = [*(f"word{i}" for i in range(5)), "said"]
     (tmp_path / "glove.txt").write_text("".join(f"{w} {' '.join(map(str, v))}\n" for w, v in zip(words, vectors, strict=True)))

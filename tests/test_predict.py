@@ -112,7 +112,7 @@ def test_longer_ones_are_said(home: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_headers_are_read_side_by_side_and_their_order_kept(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = [write_tone(tmp_path / f"{i}.wav", 0.3 + 0.1 * i) for i in range(4)]
-    meeting, promised = threading.Barrier(2, timeout=5), audio.samples_promised
+    meeting, promised = threading.Barrier(2, timeout=60), audio.samples_promised
 
     def promised_to_two(path: Path) -> int:
         meeting.wait()

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import LITTLE, apart, write_tone
+from conftest import LITTLE, apart, demand_going_on, port, write_tone
 from test_checkpoint import failing
 
 from jaxser import checkpoint, digests, pretrain, pretraining, results, wav2vec
@@ -150,7 +149,7 @@ def last_state(call: pretrain.Config) -> int:
     return max((int(path.name) for path in Path(f"{call.out}.training").glob("0*") if path.name.isdigit()), default=0)
 
 
-def test_it_goes_on_after_ctrl_c(speech: Path, finished: Path, tmp_path: Path):
+def test_it_goes_on_after_ctrl_c(speech: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     # The signal comes from within, once a state is saved: from outside, a fast machine may be at its end before it arrives.
     # Background jobs of a shell ignore it, and so would all that they start.
     program = """
@@ -172,6 +171,7 @@ command.run_command("jaxser.pretrain", pretrain.Config, pretrain.main)
     assert "interrupted; what is done is kept" in done.stderr
     assert 0 < last_state(call) < 12
     pretrain.main(call)
+    demand_going_on(capsys.readouterr().err, 12)
     same(finished, tmp_path / "out")
 
 
@@ -295,7 +295,7 @@ def test_a_source_need_not_be_named_in_utf_8(finished: Path, tmp_path: Path, mon
 
 
 def test_cut_short_with_a_damaged_recording_it_ends_with_the_same_bits(
-    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     sound = np.random.default_rng(0).normal(0, 0.1, 90 * 16_000).astype(np.float32)
     sound[20 * 16_000 : 50 * 16_000] = np.nan
@@ -305,6 +305,7 @@ def test_cut_short_with_a_damaged_recording_it_ends_with_the_same_bits(
     pretrain.main(calls[0])
     stopped(calls[1], monkeypatch)
     pretrain.main(calls[1])
+    demand_going_on(capsys.readouterr().err, 12)
     same(tmp_path / "whole", tmp_path / "torn")
     notes = [checkpoint.about(tmp_path / name, wav2vec.KIND)["left_out"] for name in ("whole", "torn")]
     assert notes[0] == notes[1]
@@ -506,13 +507,11 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
     alone = config(speech, tmp_path / "alone")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     subprocess.run([*COMMAND, *flags(alone)], check=True, capture_output=True, env=environment, timeout=600)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    meeting = f"localhost:{port()}"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     processes = []
     for number in (0, 1):
-        call = config(speech, tmp_path / "two", coordinator=f"localhost:{port}", processes=2, process=number)
+        call = config(speech, tmp_path / "two", coordinator=meeting, processes=2, process=number)
         call = replace(call, cache=tmp_path / "shared")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         line = [sys.executable, "-c", NOTED, str(tmp_path / f"noted{number}"), *flags(call)]
@@ -540,12 +539,10 @@ def test_two_hosts(speech: Path, finished: Path, tmp_path: Path):
 
 
 def test_what_is_wrong_on_one_host_is_said_on_both(speech: Path, tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    meeting = f"localhost:{port()}"
     processes = []
     for number in (0, 1):
-        call = config(speech, tmp_path / "out", coordinator=f"localhost:{port}", processes=2, process=number)
+        call = config(speech, tmp_path / "out", coordinator=meeting, processes=2, process=number)
         call = replace(call, audio=(tmp_path / "nowhere",)) if number else call
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}

@@ -1,6 +1,6 @@
 """Training that was cut short goes on from its last saved state, to the bit; what is of other work is not mixed in."""
 
-import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import demand_going_on
 from etils import epath
 from test_checkpoint import failing
-from test_train import assert_same_bits, problem, run_on_devices, runs_of
+from test_train import TIMES, assert_same_bits, few_rooms, problem, run_on_devices, runs_of
 
 from jaxser import ensemble, states
 from jaxser.errors import WorkError
@@ -18,12 +19,18 @@ from jaxser.heads import HEADS
 from jaxser.standards import moments, standardisation
 
 
+@pytest.fixture(autouse=True)
+def _of_few_rooms() -> Iterator[None]:
+    with few_rooms():
+        yield
+
+
 class Killed(Exception):
     """In place of a kill, which test_kills.py has."""
 
 
 def work(head: str = "mlp", updates: int = 30) -> tuple:
-    frames, labels = problem()
+    frames, labels = problem(times=TIMES.get(head, 1))
     read, runs = HEADS[head].summarise(frames), [replace(run, updates=updates + i) for i, run in enumerate(runs_of(3))]
     standards = [(standardisation(moments(frames), run.train),) for run in runs]
     return HEADS[head].module(3, 0.2), optax.adam(1e-2), (read,), labels, runs, standards, 6
@@ -57,8 +64,7 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, after: int, capsys: pytest.
     assert len(list(tmp_path.iterdir())) <= 2  # those before them are gone
     capsys.readouterr()
     again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
-    (behind,) = re.findall(r"going on after (\d+) of 93 updates", capsys.readouterr().err)
-    assert 0 < int(behind) < 93
+    demand_going_on(capsys.readouterr().err, 93)
     assert_same_bits(everything(whole), everything(again))
 
 
@@ -73,17 +79,20 @@ def test_what_a_kill_in_mid_writing_leaves_goes_without_a_word(tmp_path: Path, c
     assert not [record for record in caplog.records if "orbax" in record.getMessage()]
 
 
-def test_another_chunk_goes_on_from_it_too(tmp_path: Path):
+def test_another_chunk_goes_on_from_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     whole = ensemble.train_runs(*work(), chunk=5)
     cut_short(2, keep=kept(tmp_path))
-    assert_same_bits(everything(whole), everything(ensemble.train_runs(*work(), chunk=7, keep=kept(tmp_path))))
+    again = ensemble.train_runs(*work(), chunk=7, keep=kept(tmp_path))
+    demand_going_on(capsys.readouterr().err, 93)
+    assert_same_bits(everything(whole), everything(again))
 
 
 FOUR = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_states import cut_short, kept
-cut_short(3, keep=kept(Path({folder!r})))
+from test_states import cut_short, few_rooms, kept
+with few_rooms():
+    cut_short(3, keep=kept(Path({folder!r})))
 """
 
 
@@ -91,7 +100,7 @@ def test_another_number_of_devices_goes_on_from_it_too(tmp_path: Path, capsys: p
     # Three runs on three devices have a place each; on two they take turns.
     run_on_devices(4, FOUR.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
     again = ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
-    assert "going on after" in capsys.readouterr().err
+    demand_going_on(capsys.readouterr().err, 93)
     assert_same_bits(everything(ensemble.train_runs(*work(), chunk=5)), everything(again))
 
 
@@ -104,7 +113,7 @@ def test_the_last_state_only_predicts(tmp_path: Path):
     assert len(looks) == 1  # of what was done before
 
 
-def test_streamed_runs_go_on(tmp_path: Path):
+def test_streamed_runs_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     frames, labels = problem(n=1400)
     random = np.random.default_rng(1)
     runs = [replace(runs_of(1)[0], fold=i, updates=20, train=random.permutation(1400)[:300]) for i in range(4)]
@@ -121,7 +130,9 @@ def test_streamed_runs_go_on(tmp_path: Path):
     keep = kept(tmp_path)
     with pytest.raises(Killed):
         ensemble.train_runs(*rest, memory, progress=progress, keep=keep)
-    assert_same_bits(everything(whole), everything(ensemble.train_runs(*rest, memory, keep=keep)))
+    again = ensemble.train_runs(*rest, memory, keep=keep)
+    demand_going_on(capsys.readouterr().err, 80)
+    assert_same_bits(everything(whole), everything(again))
 
 
 @pytest.mark.parametrize("change", ["corpus", "runs", "kind"])
@@ -148,7 +159,7 @@ def test_a_state_of_other_work_stays_until_there_is_one_of_this(tmp_path: Path, 
     cut_short(1, keep=here)  # a state of less work
     capsys.readouterr()
     again = ensemble.train_runs(*work(), chunk=5, keep=here)
-    assert "going on after" in capsys.readouterr().err
+    demand_going_on(capsys.readouterr().err, 93)
     assert_same_bits(everything(whole), everything(again))
     assert not theirs & {path.name for path in tmp_path.iterdir()}
 
@@ -159,7 +170,7 @@ def test_a_state_that_cannot_be_read_now_stays(tmp_path: Path, capsys: pytest.Ca
     with failing(note), pytest.raises(WorkError, match="cannot be read now: Input/output error: run again"):
         ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
     ensemble.train_runs(*work(), chunk=5, keep=kept(tmp_path))
-    assert "going on after" in capsys.readouterr().err
+    demand_going_on(capsys.readouterr().err, 93)
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
