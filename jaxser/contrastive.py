@@ -30,8 +30,8 @@ from jaxser.network import valid
 class Objective:
     """fairseq's options of the objective, under its names. The defaults are those of its published command.
 
-    A small network that trains for minutes learns much sooner with `infonce` (benchmarks/SCORES.md has figures): without it, and without
-    `balanced_classes`, the first hundreds of updates only learn how rare positives are.
+    A small network that trains for minutes learns much sooner with `infonce` (benchmarks/SCORES.md has figures): without it and
+    without `balanced_classes`, the first hundreds of updates only learn how rare positives are.
     """
 
     prediction_steps: int = 12
