@@ -99,10 +99,12 @@ ROUNDING = 1e-9
 # Intervals. Utterances of one voice are not independent, and seeds are repetitions on the same speakers: speakers alone are
 # the unit. A score is a mean of ratios (hits / examples of a class in a fold), so its variance follows by linearisation from
 # what each speaker contributes beyond the mean ratio of that class (Woodruff, JASA 66, 1971; Binder, International
-# Statistical Review 51, 1983), with Student's t of units - 1 degrees of freedom. With two speakers a fold, as in IEMOCAP, a
-# percentile bootstrap is too narrow and a delete-one jackknife too wide; a test shows our coverage. Contributions add up like
-# scores do: a difference of two systems on the same speakers, or the slope of a learning curve, has the same combination of
-# contributions, and with them an interval that is paired by speaker.
+# Statistical Review 51, 1983). How far it falls short, and the degrees of freedom of Student's t, go by how evenly the
+# examples are spread over speakers (Bell and McCaffrey, Survey Methodology 28, 2002): units - 1 where all speakers of all
+# folds say equally much, few where a class is said by few, whose recall is then most of what is not known. With two speakers
+# a fold, as in IEMOCAP, a percentile bootstrap is too narrow and a delete-one jackknife too wide; a test shows our coverage.
+# Contributions add up like scores do: a difference of two systems on the same speakers, or the slope of a learning curve, has
+# the same combination of contributions, and with them an interval that is paired by speaker.
 #
 # What such a combination is asked is whether one system is better than another, and all speakers of a fold share the luck of
 # one training. So the variance of its mean over seeds is added, with the degrees of freedom of the sum (Satterthwaite, 1946).
@@ -126,13 +128,18 @@ class Estimate:
 def contributions(counts: Int64[np.ndarray, "units seeds folds c c"], score: Cells = UA) -> Float64[np.ndarray, " units"]:
     """What each unit adds to the seed-averaged score, beyond what an average one would."""
     hits, examples = score(counts)
-    all_hits, all_examples = hits.sum(0), examples.sum(0)
-    filled = all_examples > 0
-    # The mean ratio of a cell over the folds, [seeds, 1, cells]: what an average speaker would have.
-    expected = (all_hits / np.maximum(all_examples, 1)).sum(1, keepdims=True) / np.maximum(filled.sum(1, keepdims=True), 1)
-    cells, folds = filled.sum(-1, keepdims=True), filled.any(-1).sum(-1)[:, None, None]
-    beyond = (hits - expected * examples) / np.maximum(all_examples, 1) / np.maximum(cells, 1) / folds
-    return beyond.sum((2, 3)).mean(1)
+    in_score, in_mean = _an_example(examples.sum(0))
+    expected = (in_mean * hits.sum(0)).sum(1, keepdims=True)
+    return (in_score * (hits - expected * examples)).sum((2, 3)).mean(1)
+
+
+def _an_example(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Of all examples of each cell, [seeds, folds, cells], what one counts for: in the score, and in the mean ratio of its cell
+    # over the folds, which is what an average speaker would have.
+    filled = examples > 0
+    cells, folds = np.maximum(filled.sum(-1, keepdims=True), 1), filled.any(-1).sum(-1)[:, None, None]
+    of_fold = filled / np.maximum(examples, 1)
+    return of_fold / cells / np.maximum(folds, 1), of_fold / np.maximum(filled.sum(1, keepdims=True), 1)
 
 
 def estimate(
@@ -145,21 +152,21 @@ def estimate(
     units.
 
     One system and the weight 1: its score. Two and the weights -1, 1: their paired difference. The systems may differ in their
-    numbers of seeds. An interval over several systems takes in what other seeds would change, as far as these tell: one seed
-    tells nothing. That of a single score ends at 0 and at 1, and where nothing was wrong, or nothing right, at the other side
-    where so many units would be so by chance one time in forty (Clopper and Pearson, 1934). None with fewer than two units that
-    have examples.
+    numbers of seeds, not in their examples. An interval over several systems takes in what other seeds would change, as far as
+    these tell: one seed tells nothing. That of a single score ends at 0 and at 1, and where nothing was wrong, or nothing
+    right, at the other side where so many units would be so by chance one time in forty (Clopper and Pearson, 1934): units
+    with equally many examples that would tell as much. None where no class has examples of two units.
     """
     value = sum(w * float(mean_score(one.sum(0), score).mean()) for w, one in zip(weights, counts, strict=True))
     of_units = sum(w * contributions(one, score) for w, one in zip(weights, counts, strict=True))
-    n = int(sum(score(one)[1].any((1, 2, 3)) for one in counts).astype(bool).sum())
-    if n < 2:
+    short, degrees = _known(counts[0], score)
+    if not degrees:
         return Estimate(value, None, None)
     alone, tail = tuple(weights) == (1.0,), (1 - level) / 2
     if alone and min(value, 1 - value) < ROUNDING:
-        likely = tail ** (1 / n)
+        likely = tail ** (1 / (degrees + 1))
         return Estimate(value, likely, 1.0) if value > 0.5 else Estimate(value, 0.0, 1 - likely)
-    parts = [(n / (n - 1) * (of_units**2).sum(), n - 1)]
+    parts = [(float((of_units**2).sum()) / short, degrees)]
     parts += [] if alone else _among_seeds(counts, weights, score)
     variance = sum(part for part, _ in parts)
     if not variance:
@@ -170,15 +177,38 @@ def estimate(
     return Estimate(value, max(lowest, value - half), min(highest, value + half))
 
 
+def _known(counts: Int64[np.ndarray, "units _ folds c c"], score: Cells) -> tuple[float, float]:
+    """Of the variance of a score, the share that the sum of squared contributions has on average, and the degrees of freedom of
+    that sum; 0 where no cell has examples of two units.
+
+    For ratios that vary independently and equally from unit to unit and from cell to cell, of which scores know no better.
+    """
+    _, examples = score(counts)
+    # Of a unit's ratio in each cell, f64[units, cells]: what it counts for, and for how much of the mean it is held against.
+    in_score, in_mean = ((each * examples).sum(2).mean(1) for each in _an_example(examples.sum(0)))
+    # Contributions are in_score * (ratio - mean ratio). Their covariance, for ratios of variance 1, is diagonal but for two
+    # columns a cell; its trace and the sum of its squares follow without the matrix of units by units.
+    own, squares = (in_score**2).sum(1), (in_mean**2).sum(0)
+    sides = np.concatenate([in_score, in_score * in_mean], 1)
+    one = np.eye(len(squares))
+    middle = np.block([[np.diag(squares), -one], [-one, np.zeros_like(one)]])
+    both, within = sides @ middle, sides.T @ sides @ middle
+    trace = own.sum() + (both * sides).sum()
+    of_squares = (own**2).sum() + 2 * (own * (both * sides).sum(1)).sum() + (within * within.T).sum()
+    if trace <= ROUNDING * own.sum():
+        return 0.0, 0.0
+    return float(trace / own.sum()), float(trace**2 / of_squares)
+
+
 def _among_seeds(
     counts: Sequence[Int64[np.ndarray, "units _ folds c c"]], weights: Sequence[float], score: Cells
-) -> list[tuple[float, int]]:
+) -> list[tuple[float, float]]:
     # Variances of means over seeds, with their degrees of freedom. A seed draws the same examples in every system: where all
     # have the same seeds, they are paired.
     of = [w * mean_score(one.sum(0), score) for w, one in zip(weights, counts, strict=True)]
     if len({len(one) for one in of}) == 1:
         of = [np.sum(of, 0)]
-    return [(float(one.var(ddof=1)) / len(one), len(one) - 1) for one in of if len(one) > 1]
+    return [(float(one.var(ddof=1)) / len(one), len(one) - 1.0) for one in of if len(one) > 1]
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,8 @@ def choices(config: Any) -> dict[str, str]:
         "normalisation": "each feature standardised over all frames of the run's own training rows",
         "last batch of an epoch": "trained on though short, its mean over the rows that are there",
         "UA over folds": "mean of the folds' own, not pooled",
-        "interval": "speakers as the unit (groups, then utterances, where they are not named), by linearisation, Student's t; "
-        "seeds are averaged over first",
+        "interval": "speakers as the unit (groups, then utterances, where they are not named), by linearisation, Student's t "
+        "with Bell and McCaffrey's degrees of freedom; seeds are averaged over first",
         "weights at the start": "flax's defaults (LeCun normal, zero biases)",
     }
     if audio:
