@@ -119,6 +119,8 @@ def below(folder: Path) -> Iterator[Path]:
     """Every file below a folder, in no order, and every link that leads nowhere.
 
     Linked folders are entered too, but each folder once: by its own name where that is below `folder`, else by the first link.
+    Folders whose name begins with a dot are not: there git-annex and DataLad keep the files that they link to, under names that
+    say nothing.
     Raises WorkError for a folder that cannot be read.
     """
     home, seen, waiting = os.path.realpath(folder), set(), [folder]
@@ -134,6 +136,7 @@ def below(folder: Path) -> Iterator[Path]:
                     folders.clear()
                     continue
                 seen.add(real)
+                folders[:] = [name for name in folders if not name.startswith(".")]
                 yield from (Path(at, name) for name in names)
                 linked = {name for name in folders if os.path.islink(os.path.join(at, name))}
                 links += [Path(at, name) for name in linked]

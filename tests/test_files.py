@@ -99,7 +99,21 @@ def test_below_is_what_rglob_finds_in_a_tree_without_links(tmp_path: Path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()
-    assert sorted(files.below(tmp_path)) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    everything = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert sorted(files.below(tmp_path)) == sorted(path for path in everything if ".hidden" not in path.parts)
+    assert list(files.below(tmp_path / "a" / "deep" / ".hidden")) == [tmp_path / "a" / "deep" / ".hidden" / "d"]  # asked for
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_what_git_annex_keeps_is_found_under_its_names_alone(tmp_path: Path):
+    kept = tmp_path / ".git" / "annex" / "objects" / "f8" / "MD5E-s9--0.wav" / "MD5E-s9--0.wav"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (tmp_path / "speaker").mkdir()
+    (tmp_path / "speaker" / "a.wav").symlink_to(kept)
+    (tmp_path / "linked").symlink_to(kept.parents[2])  # a folder that somebody gave a name has one
+    with unreadable(tmp_path / ".git"):  # as .Trashes of a disk
+        assert names_below(tmp_path) == ["linked/f8/MD5E-s9--0.wav/MD5E-s9--0.wav", "speaker/a.wav"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
