@@ -7,7 +7,9 @@ compiled: ours the 5 s of clips for files, and all lengths for batches. `compile
 """
 
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from benchmarks.timing import (
     OtherLoad,
     Timing,
     conclude,
+    keep,
     machine,
     peak_mib,
     ratio,
@@ -50,7 +53,10 @@ BATCHES = {"cpu": (1, 4, 8)}
 
 @dataclass(frozen=True)
 class Config:
-    """Time feature extraction. Takes some ten minutes on two cores; nothing else should run meanwhile."""
+    """Time feature extraction. Takes some ten minutes on two cores; nothing else should run meanwhile.
+
+    Ctrl-C ends it with the parts that are done, which --json has after each.
+    """
 
     rounds: int = 7
     """How often each system has its turn with clips."""
@@ -82,28 +88,38 @@ def main(config: Config) -> None:
     model, args = torch_twins.fairseq_model()
     # The same weights for all, rounded where they are.
     model.to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, config.dtype))
-    found = {"machine": machine(), "command": " ".join(["python -m benchmarks.extract", *sys.argv[1:]])}
+    found: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.extract", *sys.argv[1:]])}
     watch = OtherLoad()
     ceilings = ceiling(config.dtype)
     say(f"matrix-product ceiling, {config.dtype}: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in ceilings.items()))
+    found |= {"load": None, "ceiling_gflops": ceilings, "nominal_gflop_per_audio_second": gflop_per_second(LARGE)}
+    found |= {"rows": [], **compared({}, {})}
+    with suppress(KeyboardInterrupt):  # what is measured by then is told
+        for part in measured(config, model, args, ceilings):
+            found |= {**part, "load": watch.share()}
+            keep(found, config.json)
+    conclude(found, report(found), config.json)
+
+
+def measured(config: Config, model: torch.nn.Module, args: Namespace, ceilings: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """What is known after each part: the table and the ratios; at last the table with errors, and peaks of memory."""
     calls = clip_calls(config, model)
     say(f"clips: {len(calls)} systems and batch sizes, {config.rounds} rounds")
     timings = take_turns(calls, config.rounds)
-    ragged = time_ragged(config.ragged_files, config.ragged_rounds, model, args, config.dtype) if config.ragged_files else {}
-    load = watch.share()
+    clips = [row_of(key, timing, config.dtype, ceilings) for key, timing in timings.items()]
+    yield {"rows": clips, **compared(timings, {})}
+    files = []
+    if config.ragged_files:
+        ragged = time_ragged(config.ragged_files, config.ragged_rounds, model, args, config.dtype)
+        files = [ragged_row(*key, timing, config.dtype, seconds) for key, (timing, seconds) in ragged.items()]
+        yield {"rows": clips + files, **compared(timings, ragged)}
     errors = errors_against_float64(calls, min(batch for _, batch in calls), model)
-    rows = [row_of(key, timing, config.dtype, errors, ceilings) for key, timing in timings.items()]
-    rows += [ragged_row(*key, timing, config.dtype, seconds) for key, (timing, seconds) in ragged.items()]
-    ratios = ratios_of(timings, ragged)
-    found |= {
-        "load": load,
-        "ceiling_gflops": ceilings,
-        "nominal_gflop_per_audio_second": gflop_per_second(LARGE),
-        "rows": rows,
-        "ratios": {name: value["median"] for name, value in ratios.items()},
-        "ratio_spreads": ratios,
-    }
-    conclude(found, report(found), config.json)
+    on_cpu = jax.default_backend() == "cpu"  # elsewhere the process's own memory says little
+    for row in clips:
+        only = f"{row['system']}:{row['batch']}"
+        row["max_error"] = errors[row["system"]]
+        row["peak_mib"] = peak_mib("benchmarks.extract", "--only", only, "--dtype", config.dtype) if on_cpu else None
+    yield {"rows": clips + files}
 
 
 def clip_calls(config: Config, model: torch.nn.Module) -> dict[tuple[str, int], Callable[[], Any]]:
@@ -116,12 +132,9 @@ def clip_calls(config: Config, model: torch.nn.Module) -> dict[tuple[str, int], 
     }
 
 
-def row_of(
-    key: tuple[str, int], timing: Timing, dtype: Dtype, errors: dict[str, float], ceilings: dict[str, float]
-) -> dict[str, Any]:
-    """One line of the table and of the JSON."""
+def row_of(key: tuple[str, int], timing: Timing, dtype: Dtype, ceilings: dict[str, float]) -> dict[str, Any]:
+    """One line of the table and of the JSON, whose error and peak of memory come later."""
     system, batch = key
-    on_cpu = jax.default_backend() == "cpu"  # elsewhere the process's own memory says little
     speed = timing.per_second(underway() * batch * CLIP_SECONDS)
     work = speed["median"] * gflop_per_second(LARGE)
     return {
@@ -135,8 +148,8 @@ def row_of(
         "gflops": work,
         "share_of_ceiling": work / max(ceilings.values()),
         "compile_seconds": timing.compiling,
-        "peak_mib": peak_mib("benchmarks.extract", "--only", f"{system}:{batch}", "--dtype", dtype) if on_cpu else None,
-        "max_error": errors[system],
+        "peak_mib": None,
+        "max_error": None,
     }
 
 
@@ -148,17 +161,17 @@ def ragged_row(name: str, system: str, timing: Timing, dtype: Dtype, seconds: fl
     return found | {"peak_mib": None, "max_error": None}
 
 
-def ratios_of(
+def compared(
     timings: dict[tuple[str, int], Timing], ragged: dict[tuple[str, str], tuple[Timing, float]]
-) -> dict[str, dict[str, float]]:
-    """Ours over theirs, each at its best batch size."""
+) -> dict[str, dict[str, Any]]:
+    """Ours over theirs, each at its best batch size: the ratios, and the ratios with their spreads."""
 
     def best(system: str) -> tuple[str, int]:
         return min((key for key in timings if key[0] == system), key=lambda key: timings[key].median / key[1])
 
-    ours, found = best("jaxser"), {}
+    found: dict[str, dict[str, float]] = {}
     for system in dict.fromkeys(name for name, _ in timings if not name.startswith("jaxser")):
-        theirs = best(system)
+        ours, theirs = best("jaxser"), best(system)
         name = "jax_over_" + system.replace(" ", "_")
         found[name] = ratio(timings[theirs], timings[ours], theirs[1], ours[1])
     for (name, system), (timing, _) in ragged.items():
@@ -167,7 +180,7 @@ def ratios_of(
             found[f"{name}_jax_over_{system}".replace(" ", "_")] = ratio(timing, plain)
         elif system != "jaxser":
             found[f"{name}_{system}_over_jaxser".replace(" ", "_")] = ratio(plain, timing)
-    return found
+    return {"ratios": {name: value["median"] for name, value in found.items()}, "ratio_spreads": found}
 
 
 def report(found: dict[str, Any]) -> str:
