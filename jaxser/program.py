@@ -309,6 +309,6 @@ def _update(program: Program, parallel: int) -> Callable[..., Any]:
     rooms = program.rooms[-1:] if few else program.rooms
 
     def update(steps, inputs, labels, standards, plan, state):
-        return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms, steps)
+        return train.advance(program.model, program.tx, inputs, labels, standards, state, plan, rooms, steps, parallel > 1)
 
     return update

@@ -74,13 +74,15 @@ def advance(
     plan: Int32[Array, "steps b"],
     rooms: tuple[int, ...] = (),
     steps: Int[Any, ""] | None = None,
+    together: bool = False,
 ) -> tuple[State, Float[Array, " steps"]]:
     """Train one run through `plan`, rows of `inputs` by number; -1 fills a short batch.
 
     The loss of a step is the mean cross-entropy of the rows that are there. A wholly empty step has the loss NaN and changes
     nothing, neither the parameters nor Adam's moments, so that runs of different lengths share one program; an empty plan
     costs nothing where runs go one at a time. With `steps`, only so many of the plan are gone through; those after them have
-    the loss NaN too.
+    the loss NaN too. `together` is for several runs under one `vmap`, which would make of the look at the plan a copy of all
+    frames for each run.
 
     `rooms`, ascending, are for a head that computes no padding: each batch takes the first one that its frames fit in. Which
     one that is depends on the batch alone, so the company of other runs and batches changes no bit.
@@ -123,7 +125,7 @@ def advance(
 
         return jax.lax.fori_loop(0, len(plan) if steps is None else steps, one, nothing(state, plan))
 
-    return jax.lax.cond((plan >= 0).any(), some, nothing, state, plan)
+    return some(state, plan) if together else jax.lax.cond((plan >= 0).any(), some, nothing, state, plan)
 
 
 def predict(

@@ -318,6 +318,18 @@ def test_what_is_made_to_learn_its_memory_trains(monkeypatch):
     assert len(traced) == 2 * asked
 
 
+def test_runs_at_once_have_the_frames_of_a_device_once():
+    frames, labels = problem(n=300, times=10)
+    runs, mesh = runs_of(8), Mesh(np.array(jax.local_devices()[:1]), ("runs",))
+    of_all = program.Program(HEADS["attention"].module(3, 0.2), optax.adam(1e-2), (frames,), labels, 6, mesh)
+    standards = jax.tree.map(lambda *of: np.stack(of), *[(standardisation(moments(frames), run.train),) for run in runs])
+    order, state = list(range(8)), program.started(of_all, runs).taken(of_all, list(range(8)))
+    plan = np.stack([batches(run.train, 6, 0, 4, run.seed, run.fold, run.train_size) for run in runs])
+    shared, rows = of_all.placed(plan)
+    lowered = of_all.updating(8).lower((of_all.counted(4), *shared), (of_all.seated(standards, order), rows), (state,))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < frames.x.nbytes
+
+
 def test_devices_of_a_cpu_share_the_frames():
     frames, labels = problem()
     mesh = Mesh(np.array(jax.local_devices()), ("runs",))
