@@ -113,7 +113,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval at 95 %; both bounds are None where a single unit leaves them unknown."""
+    """A value with its interval at 95 %; both bounds are None where units do not tell them."""
 
     value: float
     low: float | None
@@ -153,9 +153,9 @@ def estimate(
 
     One system and the weight 1: its score. Two and the weights -1, 1: their paired difference. The systems may differ in their
     numbers of seeds, not in their examples. An interval over several systems takes in what other seeds would change, as far as
-    these tell: one seed tells nothing. That of a single score ends at 0 and at 1, and where nothing was wrong, or nothing
-    right, at the other side where so many units would be so by chance one time in forty (Clopper and Pearson, 1934): units
-    with equally many examples that would tell as much. None where no class has examples of two units.
+    these tell: one seed tells nothing. That of a single score ends at 0 and at 1; where nothing was wrong, or nothing right, it
+    is the exact one of as many units; where all units happen to be equally good, that of independent examples. None where no
+    class has examples of two units, and for several systems that differ by as much for every unit.
     """
     value = sum(w * float(mean_score(one.sum(0), score).mean()) for w, one in zip(weights, counts, strict=True))
     of_units = sum(w * contributions(one, score) for w, one in zip(weights, counts, strict=True))
@@ -164,17 +164,52 @@ def estimate(
         return Estimate(value, None, None)
     alone, tail = tuple(weights) == (1.0,), (1 - level) / 2
     if alone and min(value, 1 - value) < ROUNDING:
-        likely = tail ** (1 / (degrees + 1))
-        return Estimate(value, likely, 1.0) if value > 0.5 else Estimate(value, 0.0, 1 - likely)
+        return Estimate(value, *_clopper_and_pearson(float(round(value)), degrees + 1, tail))
     parts = [(float((of_units**2).sum()) / short, degrees)]
     parts += [] if alone else _among_seeds(counts, weights, score)
     variance = sum(part for part, _ in parts)
-    if not variance:
-        return Estimate(value, value, value)
-    degrees = variance**2 / sum(part**2 / of for part, of in parts)
+    if variance > ROUNDING**2:
+        degrees = variance**2 / sum(part**2 / of for part, of in parts)
+    elif alone:
+        variance = value * (1 - value) / _independent(counts[0], score)
+    else:
+        return Estimate(value, None, None) if abs(value) > ROUNDING else Estimate(0.0, 0.0, 0.0)
     half = float(special.stdtrit(degrees, 1 - tail) * np.sqrt(variance))
     lowest, highest = (0.0, 1.0) if alone else (-np.inf, np.inf)
     return Estimate(value, max(lowest, value - half), min(highest, value + half))
+
+
+def recall(counts: Int64[np.ndarray, "units _ folds c c"], label: int, level: float = 0.95) -> Estimate:
+    """The recall of one class, averaged over seeds, and its interval over the population of units.
+
+    A share near 1 of few examples has no symmetric interval. This is the exact one for as many independent examples as would
+    vary as much, fewer as far as Student's t is wider than the normal (Korn and Graubard, Survey Methodology 24, 1998). There
+    are never more of them than examples, though all units be equally good by chance.
+    """
+    score, tail = recall_of(label), (1 - level) / 2
+    plain = estimate([counts], score=score, level=level)
+    if plain.low is None or min(plain.value, 1 - plain.value) < ROUNDING:
+        return plain
+    short, degrees = _known(counts, score)
+    variance, number = float((contributions(counts, score) ** 2).sum()) / short, _independent(counts, score)
+    if variance > ROUNDING**2:
+        number = min(number, plain.value * (1 - plain.value) / variance)
+    number *= float(special.stdtrit(np.inf, tail) / special.stdtrit(degrees, tail)) ** 2
+    return Estimate(plain.value, *_clopper_and_pearson(plain.value, number, tail))
+
+
+def _clopper_and_pearson(value: float, number: float, tail: float) -> tuple[float, float]:
+    # Biometrika 26, 1934: of so many independent examples, which need not be a whole number.
+    right, wrong = value * number, (1 - value) * number
+    low = float(special.betaincinv(right, wrong + 1, tail)) if right else 0.0
+    return low, float(special.betaincinv(right + 1, wrong, 1 - tail)) if wrong else 1.0
+
+
+def _independent(counts: Int64[np.ndarray, "units seeds folds c c"], score: Cells) -> float:
+    # How many examples tell as much as all of these together, were each independent of the others.
+    _, examples = score(counts)
+    in_score, _ = _an_example(examples.sum(0))
+    return 1 / float((examples.sum(0) * in_score**2).sum((1, 2)).mean())
 
 
 def _known(counts: Int64[np.ndarray, "units _ folds c c"], score: Cells) -> tuple[float, float]:

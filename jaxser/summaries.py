@@ -40,7 +40,7 @@ def of_runs(
         summary |= {f"{name}_low": found.low, f"{name}_high": found.high}
     recalls = {}
     for label, name in enumerate(corpus.classes):
-        found = metrics.estimate([counts], score=metrics.recall_of(label))
+        found = metrics.recall(counts, label)
         recalls[name] = {"mean": found.value, "low": found.low, "high": found.high}
     return summary | {
         "calibration": _calibration(logits, labels, fold, units),

@@ -285,7 +285,8 @@ def test_where_speakers_are_alike_seeds_alone_decide():
     expected = stats.ttest_ind(ours[:3], theirs, equal_var=False).confidence_interval()  # Welch's degrees of freedom
     assert (found.low, found.high) == pytest.approx((expected.low / 100, expected.high / 100))
     alone = metrics.estimate([of_seeds(ours)])
-    assert (alone.low, alone.high) == (alone.value, alone.value)  # a score has its spread over seeds beside it
+    half = stats.t.ppf(0.975, 5) * np.sqrt(alone.value * (1 - alone.value) / 1200)  # six speakers of 200 examples, no seeds
+    assert (alone.low, alone.high) == pytest.approx((alone.value - half, alone.value + half))
 
 
 @pytest.mark.parametrize("speakers", [2, 10, 24])
@@ -304,14 +305,61 @@ def test_a_recall_knows_only_of_speakers_who_say_the_class():
     labels, predicted, speaker = drawn(np.random.default_rng(7), 12)
     labels = np.where((labels == 2) & (speaker >= 4), 3, labels)  # four of them say it
     folds, names = speaker % 2, [f"s{i:02}" for i in speaker]
-    some, recall, his = speaker < 4, metrics.recall_of(2), predicted[None]
-    every = metrics.estimate([metrics.unit_counts(labels, his, folds, names, 4)], score=recall)
-    few = metrics.estimate(
-        [metrics.unit_counts(labels[some], his[:, some], folds[some], [f"s{i:02}" for i in speaker[some]], 4)], score=recall
+    some, his = speaker < 4, predicted[None]
+    every = metrics.recall(metrics.unit_counts(labels, his, folds, names, 4), 2)
+    few = metrics.recall(
+        metrics.unit_counts(labels[some], his[:, some], folds[some], [f"s{i:02}" for i in speaker[some]], 4), 2
     )
     assert (every.low, every.high) == pytest.approx((few.low, few.high))
     alone = metrics.unit_counts(np.where(labels == 2, 2 * (speaker == 0), labels), his, folds, names, 4)
-    assert metrics.estimate([alone], score=recall).low is None  # one speaker
+    assert metrics.recall(alone, 2).low is None  # one speaker
+
+
+def of_one_class(said: int, right: list[int]) -> np.ndarray:
+    """Each speaker says the first class so often, in folds by turns, and so many are recognised."""
+    counts = np.zeros((len(right), 1, min(5, len(right)), 2, 2), np.int64)
+    for speaker, hits in enumerate(right):
+        counts[speaker, 0, speaker % 5, 0] = hits, said - hits
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("speakers", "said", "share"), [(2, 4, 0.6), (3, 10, 0.6), (10, 4, 0.95), (24, 4, 0.95), (24, 10, 0.98), (100, 8, 0.99)]
+)
+def test_the_interval_of_a_recall_covers_it(speakers: int, said: int, share: float):
+    # Speakers differ: a tenth of the variance of an utterance is theirs.
+    random, trials = np.random.default_rng(speakers), 1000
+    of_speakers = random.beta(9 * share, 9 * (1 - share), (trials, speakers))
+    every = [metrics.recall(of_one_class(said, right), 0) for right in random.binomial(said, of_speakers).tolist()]
+    covered = np.mean([found.low <= share <= found.high for found in every])
+    print(f"recall {share} of {speakers} speakers, {said} each: {100 * covered:.1f} % covered")
+    assert covered >= 0.94
+    assert all(found.low < found.high for found in every)
+
+
+def test_the_interval_of_a_recall_is_korn_and_graubards():
+    # One example a speaker in one fold, so all are independent: as many as there are, less what Student's t is wider.
+    counts = np.zeros((40, 1, 1, 2, 2), np.int64)
+    counts[:34, 0, 0, 0, 0] = counts[34:, 0, 0, 0, 1] = 1
+    number = 39 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 39)) ** 2  # 39 of 40: the variance is that of a sample
+    low = stats.beta.ppf(0.025, 0.85 * number, 0.15 * number + 1)
+    high = stats.beta.ppf(0.975, 0.85 * number + 1, 0.15 * number)
+    found = metrics.recall(counts, 0)
+    assert (found.value, found.low, found.high) == pytest.approx((0.85, low, high))
+    # Nobody better than another, of ten said by each of four: as many as there are.
+    number = 40 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 3)) ** 2
+    low = stats.beta.ppf(0.025, 0.6 * number, 0.4 * number + 1)
+    assert metrics.recall(of_one_class(10, [6, 6, 6, 6]), 0).low == pytest.approx(low)
+
+
+def test_units_that_happen_to_be_alike_make_nothing_certain():
+    alike, better = of_one_class(10, [6, 6, 6, 6]), of_one_class(10, [7, 7, 7, 7])
+    half = stats.t.ppf(0.975, 3) * np.sqrt(0.6 * 0.4 / 40)
+    found = metrics.estimate([alike])
+    assert (found.low, found.high) == pytest.approx((0.6 - half, 0.6 + half))
+    found = metrics.estimate([alike, better], (-1.0, 1.0))
+    assert (found.value, found.low) == (pytest.approx(0.1), None)
+    assert metrics.estimate([alike, alike], (-1.0, 1.0)) == metrics.Estimate(0.0, 0.0, 0.0)
 
 
 def test_what_really_differs_is_told_apart():
