@@ -67,7 +67,9 @@ def compared(a: Finished, b: Finished) -> Comparison:
 
 
 def _test_over_train(one: Finished) -> float:
-    return float(np.mean([fold["test"] / sum(fold["train"].values()) for fold in one.card["folds"]]))
+    # Of all that is not tested on, also where less was trained on: smaller sets overlap less, and are not to be corrected more.
+    n = one.summary["utterances"]
+    return float(np.mean([fold["test"] / (n - fold["test"]) for fold in one.card["folds"]]))
 
 
 def in_common(a: Finished, b: Finished) -> tuple[Finished, Finished]:
@@ -171,7 +173,7 @@ def _t_test(found: metrics.TTest) -> str:
 def verdict(difference: metrics.Estimate, unit: str = "speaker", once: bool = False) -> str:
     """What the interval of a difference in UA, B minus A, allows to say. `once`: one of them was trained with a single seed."""
     if difference.low is None:
-        return f"these folds cannot tell them apart: only one {unit}, so how sure the difference is cannot be estimated"
+        return f"these folds cannot tell them apart: how sure the difference is cannot be told from so few {unit}s"
     if difference.excludes_zero:
         better, sign = ("B", 1) if difference.value > 0 else ("A", -1)
         low, high = sorted((sign * difference.low, sign * difference.high))

@@ -43,6 +43,8 @@ class Curve:
     """b, for natural logarithms: points a doubling are b log 2."""
     last_step: tuple[int, int, Estimate] | None
     """The largest balanced size, the one nearest to half of it before it, and the gain between them, paired by speaker."""
+    once: bool
+    """Whether all was trained with a single seed."""
 
     @property
     def all_in_words(self) -> str:
@@ -80,6 +82,7 @@ def curve(name: str, balanced: Mapping[int, Finished], everything: Finished) -> 
         start=start,
         slope=slope,
         last_step=last,
+        once=everything.summary["seeds"] == 1,
     )
 
 
@@ -88,7 +91,7 @@ def in_words(one: Curve) -> list[str]:
     if one.slope is None:
         return [f"{one.name}: one balanced size only, so how UA grows with labels cannot be said"]
     a_doubling = [None if b is None else 100 * b * np.log(2) for b in (one.slope.value, one.slope.low, one.slope.high)]
-    fitted = f"UA = {100 * one.start:.1f} + {100 * one.slope.value:.2f} log(n) per cent"
+    fitted = f"UA = {100 * one.start:.1f} {'+-'[one.slope.value < 0]} {abs(100 * one.slope.value):.2f} log(n) per cent"
     line = f"{one.name}: {fitted} over {_sizes(one)} balanced labels: a doubling adds {a_doubling[0]:.1f} points"
     if one.slope.low is not None:
         line += f" (95 % interval {a_doubling[1]:.1f} to {a_doubling[2]:.1f})"
@@ -97,9 +100,8 @@ def in_words(one: Curve) -> list[str]:
         line += "; how many labels one more point takes cannot be said"
     elif (more := _labels_a_point(slope.value, largest)).startswith("more"):
         line += f"; one more point takes {more}"
-    else:
-        line += f"; from {largest:,} labels on, one more point takes about {more} more "
-        line += f"(95 % interval {_labels_a_point(slope.high, largest)} to {_labels_a_point(slope.low, largest)})"
+    else:  # no interval: that of the line's slope would miss what a bend takes, which so few sizes do not show
+        line += f"; beyond {largest:,} one more point takes {more} more if the line goes on, and more where it flattens"
     lines = [line]
     if one.last_step is not None:
         before, after, gain = one.last_step
@@ -108,6 +110,7 @@ def in_words(one: Curve) -> list[str]:
             text += f" (95 % interval {points(gain.low)} to {points(gain.high)})"
         if gain.excludes_zero:
             text += ": the curve still rises" if gain.value > 0 else ": the curve falls"
+            text += ", as far as one seed can tell" * one.once
         else:
             text += ": whether it still rises these speakers cannot tell"
         lines.append(f"{one.name}: {text}")

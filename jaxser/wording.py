@@ -12,7 +12,7 @@ def scores_in_words(summary: dict[str, Any]) -> list[str]:
     for name in ("ua", "wa"):
         text = f"{name.upper()} {percent(summary[f'{name}_mean'])} %"
         if None in (summary[f"{name}_low"], summary[f"{name}_high"]):
-            text += f", no interval: only one {summary['interval_unit']}"
+            text += f", no interval: too few {summary['interval_unit']}s"
         else:
             low, high = percent(summary[f"{name}_low"]), percent(summary[f"{name}_high"])
             text += f", 95 % interval {low} to {high} over {units_in_words(summary)}"

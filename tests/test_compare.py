@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +102,26 @@ def test_a_run_and_its_copy_cannot_be_told_apart(runs: tuple[Path, Path], capsys
     assert printed.splitlines()[-1] == ("these folds cannot tell them apart: B - A is +0.0 points, 95 % interval +0.0 to +0.0")
 
 
+def test_folds_are_corrected_by_what_is_not_tested_on(runs: tuple[Path, Path]):
+    # Also where a run was trained on a few of those: its folds overlap less, and are no reason to doubt it more.
+    whole = [results.read_finished(run) for run in runs]
+    few = [replace(one, card=one.card | {"folds": [fold | {"train": {"a": 2}} for fold in one.card["folds"]]}) for one in whole]
+    assert compare.compared(*few).t_test == compare.compared(*whole).t_test
+    folds, n = whole[0].card["folds"], whole[0].summary["utterances"]
+    assert sum(fold["test"] for fold in folds) == n
+    assert {sum(fold["train"].values()) for fold in folds} == {n - fold["test"] for fold in folds}  # all that is left
+    by_fold = compare.compared(*whole).by_fold
+    ratio = np.mean([fold["test"] / sum(fold["train"].values()) for fold in folds])
+    assert compare.compared(*whole).t_test == metrics.corrected_t_test(by_fold[:, 1] - by_fold[:, 0], ratio)
+
+
 def test_verdict_follows_the_interval_alone():
     assert compare.verdict(metrics.Estimate(0.021, 0.004, 0.037)) == "B is better by 2.1 points, 95 % interval 0.4 to 3.7"
     assert compare.verdict(metrics.Estimate(-0.021, -0.037, -0.004)) == "A is better by 2.1 points, 95 % interval 0.4 to 3.7"
     once = compare.verdict(metrics.Estimate(0.021, 0.004, 0.037), once=True)
     assert once == "B is better by 2.1 points, 95 % interval 0.4 to 3.7, as far as one seed can tell"
     assert "cannot tell" in compare.verdict(metrics.Estimate(0.021, -0.004, 0.046))
-    assert "only one speaker" in compare.verdict(metrics.Estimate(0.021, None, None))
+    assert "from so few speakers" in compare.verdict(metrics.Estimate(0.021, None, None))
 
 
 def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
@@ -117,7 +131,7 @@ def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Pa
     printed = capsys.readouterr().out
     assert "UA: B - A = " in printed
     assert "interval" not in printed.split("UA: B - A")[1].split("\n")[0]
-    assert "only one speaker" in printed.splitlines()[-1]
+    assert "from so few speakers" in printed.splitlines()[-1]
 
 
 def test_one_seed_says_what_the_interval_leaves_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):

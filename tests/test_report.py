@@ -92,7 +92,7 @@ def test_table_shows_each_fold_and_the_mean(run: Path):
 def test_what_could_not_be_estimated_is_said(run: Path):
     summary, card = (json.loads((run / name).read_text()) for name in ("summary.json", "protocol.json"))
     assert wording.marks_against(summary, card) == []
-    assert "no interval: only one speaker" in wording.scores_in_words(summary | {"ua_low": None, "ua_high": None})[0]
+    assert "no interval: too few speakers" in wording.scores_in_words(summary | {"ua_low": None, "ua_high": None})[0]
     assert "too narrow" in wording.marks_against(summary | {"interval_unit": "utterance"}, card)[0]
     assert "not a result" in wording.marks_against(summary | {"validate": True}, card)[0]
 
