@@ -35,6 +35,8 @@ class Comparison:
 
     ua: metrics.Estimate
     wa: metrics.Estimate
+    over_groups: metrics.Estimate | None
+    """UA with groups as what is independent, where they hold several speakers each."""
     by_fold: np.ndarray
     """UA of A and of B in each fold, averaged over seeds: f64[folds, 2]."""
     t_test: metrics.TTest
@@ -59,6 +61,7 @@ def compared(a: Finished, b: Finished) -> Comparison:
     return Comparison(
         ua=metrics.estimate(counts, (-1.0, 1.0)),
         wa=metrics.estimate(counts, (-1.0, 1.0), metrics.WA),
+        over_groups=metrics.estimate([one.counts("group") for one in (a, b)], (-1.0, 1.0)) if a.summary["groups"] else None,
         by_fold=by_fold,
         t_test=metrics.corrected_t_test(by_fold[:, 1] - by_fold[:, 0], max(map(_test_over_train, (a, b)))),
         units=len(counts[0]),
@@ -152,6 +155,9 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
         if estimate.low is not None:
             low, high = map(points, (estimate.low, estimate.high))
             text += f", 95 % interval {low} to {high}, paired over {units}"
+            if name == "UA" and found.over_groups and found.over_groups.low is not None:
+                low, high = map(points, (found.over_groups.low, found.over_groups.high))
+                text += f" ({low} to {high} over their {a.summary['groups']} groups)"
         lines.append(text)
     lines.append(_t_test(found.t_test))
     if not _read_alike(a, b):

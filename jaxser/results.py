@@ -158,19 +158,17 @@ class Finished:
         """Their names, in the order of the columns."""
         return self.summary["classes"]
 
-    @property
-    def units(self) -> list[str]:
-        """What is independent of each utterance, as summary.json names it: its speaker, its group, or itself."""
-        unit = self.summary["interval_unit"]
-        return [name if unit == "utterance" else getattr(p, unit) for name, p in self.predictions.items()]
+    def counts(self, unit: str = "") -> np.ndarray:
+        """metrics.unit_counts of its predictions: i64[units, seeds, folds, c, c].
 
-    def counts(self) -> np.ndarray:
-        """metrics.unit_counts of its predictions: i64[units, seeds, folds, c, c]."""
-        number = {name: i for i, name in enumerate(self.classes)}
+        What is independent of each utterance is as summary.json names it, its speaker, its group, or itself; or as `unit` does.
+        """
+        unit, number = unit or self.summary["interval_unit"], {name: i for i, name in enumerate(self.classes)}
+        units = [name if unit == "utterance" else getattr(p, unit) for name, p in self.predictions.items()]
         every = list(self.predictions.values())
         labels = np.array([number[p.label] for p in every])
         predicted = np.array([[number[p.predicted[seed]] for p in every] for seed in range(self.summary["seeds"])])
-        return metrics.unit_counts(labels, predicted, np.array([p.fold for p in every]), self.units, len(number))
+        return metrics.unit_counts(labels, predicted, np.array([p.fold for p in every]), units, len(number))
 
 
 _MAYBE = float | None
@@ -178,6 +176,7 @@ _BOUNDS = {"low": _MAYBE, "high": _MAYBE}
 _RELIABILITY = {"error": float, **_BOUNDS, "share": [float], "confidence": [_MAYBE], "accuracy": [_MAYBE]}
 SUMMARY_KINDS = {
     "classes": [str], "utterances": int, "seeds": int, "folds": int, "speakers": int, "interval_unit": str, "head": str,
+    "groups": int, "ua_low_over_groups": _MAYBE, "ua_high_over_groups": _MAYBE,
     "validate": bool, "random_weights": bool, "signature": str, "left_out": int, "seconds": float, "chance": float,
     **{f"{score}_{of}": float if of == "mean" else _MAYBE for score in ("ua", "wa") for of in ("mean", "std", "low", "high")},
     "recalls": {str: {"mean": float, **_BOUNDS}}, "runs_per_device": [int],

@@ -38,6 +38,9 @@ def of_runs(
         found, by_seed = metrics.estimate([counts], score=score), metrics.mean_score(counts.sum(0), score)
         summary |= {f"{name}_mean": found.value, f"{name}_std": float(by_seed.std(ddof=1)) if seeds > 1 else None}
         summary |= {f"{name}_low": found.low, f"{name}_high": found.high}
+    groups = holding_speakers(corpus)
+    over = metrics.estimate([metrics.unit_counts(labels, predicted, fold, groups, len(corpus.classes))]) if groups else None
+    summary |= {"groups": len(set(groups)), "ua_low_over_groups": over and over.low, "ua_high_over_groups": over and over.high}
     recalls = {}
     for label, name in enumerate(corpus.classes):
         found = metrics.recall(counts, label)
@@ -84,3 +87,12 @@ def independent_units(corpus: Corpus) -> tuple[str, list[str]]:
         if all(getattr(u, name) for u in corpus.utterances):
             return name, [getattr(u, name) for u in corpus.utterances]
     return "utterance", [u.id for u in corpus.utterances]
+
+
+def holding_speakers(corpus: Corpus) -> list[str]:
+    """The group of each utterance, where groups hold several speakers each: those of one share a room or a dialect, and an
+    interval that takes speakers as independent may be too narrow. Empty elsewhere."""
+    if not all(u.group and u.speaker for u in corpus.utterances):
+        return []
+    groups, speakers = {u.group for u in corpus.utterances}, {u.speaker for u in corpus.utterances}
+    return [u.group for u in corpus.utterances] if 1 < len(groups) < len(speakers) else []

@@ -16,6 +16,9 @@ def scores_in_words(summary: dict[str, Any]) -> list[str]:
         else:
             low, high = percent(summary[f"{name}_low"]), percent(summary[f"{name}_high"])
             text += f", 95 % interval {low} to {high} over {units_in_words(summary)}"
+            if name == "ua" and summary["ua_low_over_groups"] is not None:
+                low, high = percent(summary["ua_low_over_groups"]), percent(summary["ua_high_over_groups"])
+                text += f" ({low} to {high} over their {summary['groups']} groups)"
         if name == "ua":
             text += f"; chance {percent(summary['chance'])} %"
         if summary[f"{name}_std"] is not None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import write_table
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from jaxser import compare, cv, files, metrics, results
+from jaxser import compare, cv, files, metrics, results, wording
 from jaxser.errors import CallError
 
 
@@ -113,6 +113,22 @@ def test_folds_are_corrected_by_what_is_not_tested_on(runs: tuple[Path, Path]):
     by_fold = compare.compared(*whole).by_fold
     ratio = np.mean([fold["test"] / sum(fold["train"].values()) for fold in folds])
     assert compare.compared(*whole).t_test == metrics.corrected_t_test(by_fold[:, 1] - by_fold[:, 0], ratio)
+
+
+def test_groups_that_hold_several_speakers_have_an_interval_too(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    # Three groups of two speakers each: as if each were one speaker.
+    first = results.read_finished(runs[0])
+    printed = wording.scores_in_words(first.summary)[0]
+    assert re.search(r"95 % interval \S+ to \S+ over 6 speakers \((\S+ to \S+) over their 3 groups\); chance", printed)
+    compare.main(compare.Config(*runs))
+    over = re.search(r"^UA: .*paired over 6 speakers \((\S+ to \S+) over their 3 groups\)$", capsys.readouterr().out, re.M)[1]
+    for run in runs:
+        edit(run, lambda row: row | {"speaker": row["group"]})
+    groups = [results.read_finished(run) for run in runs]
+    found = metrics.estimate([groups[0].counts()])
+    assert (found.low, found.high) == pytest.approx([first.summary[f"ua_{end}_over_groups"] for end in ("low", "high")])
+    found = compare.compared(*groups).ua
+    assert over == f"{wording.points(found.low)} to {wording.points(found.high)}"
 
 
 def test_verdict_follows_the_interval_alone():
