@@ -17,7 +17,8 @@ from jaxser import audio, devices, wav2vec
 from jaxser.architecture import LARGE, Architecture
 
 CLIP_SECONDS = 5
-SYSTEMS = ("jaxser", "jaxser direct", "fairseq", "fairseq compiled", "masked twin", "masked twin compiled")
+CHANNELS_LAST = "masked twin channels-last compiled"
+SYSTEMS = ("jaxser", "jaxser direct", "fairseq", "fairseq compiled", "masked twin", "masked twin compiled", CHANNELS_LAST)
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -79,7 +80,7 @@ def clip_call(system: str, batch: int, model: torch.nn.Module | None, dtype: Dty
         forward: Callable[..., Any] = lambda x: ((z := model.feature_extractor(x)), model.feature_aggregator(z))  # noqa: E731
         inputs: tuple[Any, ...] = (source,)
     else:
-        forward, inputs = torch_twins.MaskedTwin(model), (source, counts)
+        forward, inputs = torch_twins.MaskedTwin(model, system == CHANNELS_LAST), (source, counts)
     if system.endswith("compiled"):
         forward = torch.compile(forward, dynamic=False)
 

@@ -157,10 +157,13 @@ class MaskedTwin(nn.Module):
 
     What a torch user would have to write to batch utterances of unequal length without changing what comes out; the same
     weights, shared with `model`. Only for the default options (no skip connections between features, replication padding).
+    With `channels_last` its convolutions are two-dimensional ones of height 1, the only ones that torch has with channels side
+    by side in memory, which tensor cores want.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, channels_last: bool = False):
         super().__init__()
+        self.channels_last = channels_last
         self.encoder = model.feature_extractor.conv_layers
         self.context = model.feature_aggregator.conv_layers
         self.scale = model.feature_aggregator.residual_scale
@@ -169,15 +172,24 @@ class MaskedTwin(nn.Module):
         """f32[b, s], i64[b] -> z, c f32[b, d, t]; frames beyond an item's own hold finite numbers."""
         x = waveforms[:, None]
         for block in self.encoder:
-            convolution = block[0]
-            x = convolution(x)
-            lengths = (lengths - convolution.kernel_size[0]) // convolution.stride[0] + 1
+            x = self.convolved(x, block[0])
+            lengths = (lengths - block[0].kernel_size[0]) // block[0].stride[0] + 1
             x = functional.relu(masked_group_norm(x, lengths, block[2]))
         z = x = torch.log(x.abs() + 1)
         for block in self.context:
-            y = masked_group_norm(block[1](block[0](x)), lengths, block[3])
+            y = masked_group_norm(self.convolved(x, block[1], block[0].padding), lengths, block[3])
             x = (functional.relu(y) + x) * self.scale
         return z, x
+
+    def convolved(self, x: torch.Tensor, layer: nn.Conv1d, padding: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """f32[b, d, t] -> f32[b, d, t], its ends repeated so often."""
+        if not self.channels_last:
+            return layer(functional.pad(x, padding, mode="replicate") if any(padding) else x)
+        x = x[:, :, None].contiguous(memory_format=torch.channels_last)
+        if any(padding):
+            x = functional.pad(x, (*padding, 0, 0), mode="replicate")
+        weight = layer.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(x, weight, layer.bias, (1, *layer.stride))[:, :, 0]
 
 
 def masked_group_norm(x: torch.Tensor, lengths: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:

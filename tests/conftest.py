@@ -1,9 +1,11 @@
 """Shapes are checked in every test: the hook must be in place before jaxser is imported."""
 
 import argparse
+import ctypes
 import dataclasses
 import errno
 import filecmp
+import gc
 import itertools
 import os
 import re
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -34,6 +36,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax  # noqa: E402 (after what it reads from the environment)
 
 from jaxser.architecture import NANO  # noqa: E402 (after the hook)
 
@@ -99,6 +103,17 @@ def demand_going_on(said: str, total: int) -> None:
     """Work that was cut short has said that it goes on, once, neither from its beginning nor from its end."""
     (behind,) = re.findall(r"going on after (?:update )?([\d,]+)", said)
     assert 0 < int(behind.replace(",", "")) < total
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """What the tests of a file have compiled goes with them. jax keeps every program, and the C library what was freed: all
+    tests together would fill a machine of 8 GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # other C libraries than glibc give it back by themselves, or never
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture

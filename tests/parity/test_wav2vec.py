@@ -236,6 +236,10 @@ def test_a_ragged_batch_is_its_members_alone(pair, twins):
         model = made.original.float()
         padded = model.feature_extractor(torch.from_numpy(batch))
         twin_z, twin_c = twins.MaskedTwin(model)(torch.from_numpy(batch), torch.from_numpy(lengths))
+        for one, other in zip(
+            (twin_z, twin_c), twins.MaskedTwin(model, True)(*map(torch.from_numpy, (batch, lengths))), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=0, atol=5e-5)
         for i, n in enumerate(lengths):
             alone_z, alone_c, count = made.encoder(batch[i : i + 1, :n], lengths[i : i + 1])
             t = int(count[0])
