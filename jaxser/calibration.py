@@ -2,7 +2,8 @@
 
 A head that is trained until its loss is small is surer than it is right. Dividing its logits by one number, the temperature,
 fitted by maximum likelihood on logits of speakers it did not train on, mends most of that and moves no label (Guo et al.,
-ICML 2017).
+ICML 2017). The mean of several such heads is less sure than it is right, for where they differ it is between them: it has a
+second temperature of its own.
 """
 
 from collections.abc import Iterator
@@ -31,8 +32,14 @@ def softmax(logits: Float[np.ndarray, "*n c"], temperature: float = 1.0) -> Floa
     return exponents / exponents.sum(-1, keepdims=True)
 
 
-def temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
-    """The temperature at which these labels are most likely, from COLDEST to HOTTEST."""
+def log_mean(logits: Float[np.ndarray, "r *n c"], temperature: float) -> Float64[np.ndarray, "*n c"]:
+    """The logarithm of the mean of r heads' probabilities at this temperature, finite: logits of that mean."""
+    scaled = logits.astype(np.float64) / temperature
+    return special.logsumexp(scaled - special.logsumexp(scaled, -1, keepdims=True), 0) - np.log(len(logits))
+
+
+def temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], coldest: float = COLDEST) -> float:
+    """The temperature at which these labels are most likely, from `coldest` to HOTTEST."""
     from scipy import optimize  # only here: it takes half a second
 
     def loss(log: float) -> float:
@@ -42,7 +49,7 @@ def temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"])
         return float((sums - scaled[np.arange(len(labels)), labels]).mean())
 
     # Convex in the inverse temperature, so it has one minimum in the logarithm too.
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=np.log([COLDEST, HOTTEST]), method="bounded").x))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=np.log([coldest, HOTTEST]), method="bounded").x))
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,10 @@ class Calibration:
 
     by_fold: tuple[float, ...]
     overall: float
+    of_mean: float
+    """What the logarithm of the mean over heads, at the temperature `overall`, is to be divided by: fitted on the mean of the
+    seeds of each fold over its held-out speakers; 1 with one seed. At the least one over the seeds, as if each were a witness
+    of its own: where their mean is always right, the likelihood would have it certain."""
     before: Reliability
     after: Reliability
     """With each fold's own temperature."""
@@ -112,7 +123,8 @@ def of_folds(
         found.append((whole, _interval(probabilities, labels, units, whole.error)))
     (before, before_interval), (after, after_interval) = found
     overall, by_chance = fitted(np.ones(len(labels), bool)), error_by_chance(softmax(cooled), labels, units)
-    return Calibration(by_fold, overall, before, after, before_interval, after_interval, by_chance)
+    of_mean = temperature(log_mean(logits, overall), labels, coldest=1 / seeds)
+    return Calibration(by_fold, overall, of_mean, before, after, before_interval, after_interval, by_chance)
 
 
 def error_by_chance(

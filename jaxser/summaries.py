@@ -72,6 +72,7 @@ def _calibration(logits: np.ndarray, labels: np.ndarray, fold: np.ndarray, units
 
     return {
         "temperature": found.overall,
+        "temperature_of_mean": found.of_mean,
         "temperature_by_fold": list(found.by_fold),
         "uncalibrated": plain(found.before, found.before_interval),
         "calibrated": plain(found.after, found.after_interval),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from jaxser import calibration
 
@@ -73,6 +73,54 @@ def test_a_folds_temperature_never_sees_its_labels_and_no_label_moves():
     assert first.after.error < first.before.error
     cooled = calibration.softmax(logits, first.by_fold[0])
     np.testing.assert_array_equal(cooled.argmax(-1), logits.argmax(-1))
+
+
+def noisy(heads: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of heads that are surer than right, each with noise of its own about a truth, and labels drawn from that."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(0, 2, (n, 4))
+    labels = (truth + random.gumbel(size=(n, 4))).argmax(-1)
+    return 2 * (truth + random.normal(0, 1.5, (heads, n, 4))), labels
+
+
+@pytest.mark.parametrize("heads", [2, 3, 6])
+def test_the_mean_of_heads_is_calibrated_for_new_speakers(heads: int):
+    logits, labels = noisy(heads, 3_000, 0)
+    found = calibration.of_folds(logits, labels, np.arange(3_000) % 5, [f"{i % 30}" for i in range(3_000)])
+    new, truth = noisy(heads, 20_000, 1)
+    for head in new:  # the mean is the matter, not its heads
+        assert calibration.reliability(calibration.softmax(head, found.overall), truth).error < 0.03
+    mean = calibration.log_mean(new, found.overall)
+    before, after = (calibration.reliability(calibration.softmax(mean, t), truth) for t in (1.0, found.of_mean))
+    print(f"{heads} heads: {found.of_mean:.2f}; {100 * before.error:.1f} to {100 * after.error:.1f}")
+    assert np.nansum(before.share * (before.confidence - before.accuracy)) < -0.04  # less sure than right
+    assert after.error < 0.35 * before.error
+    assert 1 / heads <= found.of_mean < 1
+    np.testing.assert_array_equal(calibration.softmax(mean, found.of_mean).argmax(-1), mean.argmax(-1))
+
+
+def test_the_mean_of_heads_is_that_of_their_probabilities():
+    logits, _ = noisy(3, 50, 0)
+    expected = special.softmax(logits / 1.7, -1).mean(0)
+    np.testing.assert_allclose(np.exp(calibration.log_mean(logits, 1.7)), expected, rtol=1e-12)
+    assert np.isfinite(calibration.log_mean(1e6 * logits, 0.02)).all()  # where probabilities are 0
+
+
+def test_of_one_seed_nothing_is_known_of_means():
+    logits, labels = noisy(1, 600, 0)
+    found = calibration.of_folds(logits, labels, np.arange(600) % 5, [f"{i % 30}" for i in range(600)])
+    assert found.overall > 1.5
+    assert found.of_mean == pytest.approx(1, abs=1e-3)
+
+
+def test_a_mean_that_is_always_right_is_no_surer_than_as_many_witnesses():
+    # Each seed is wrong about a row of its own, and the other two outvote it.
+    logits, labels = np.tile(np.eye(3)[np.arange(30) % 3] * 2, (3, 1, 1)), np.arange(30) % 3
+    for seed in range(3):
+        logits[seed, seed] = np.roll(logits[seed, seed], 1)
+    found = calibration.of_folds(logits, labels, np.arange(30) % 5, [f"{i % 6}" for i in range(30)])
+    assert (calibration.log_mean(logits, found.overall).argmax(-1) == labels).all()
+    assert found.of_mean == pytest.approx(1 / 3, rel=1e-3)
 
 
 def test_the_interval_is_over_speakers():
