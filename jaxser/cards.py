@@ -119,6 +119,9 @@ These are scores of single heads, each on the speakers that were held out from i
 heads, so the mean of them has no score of its own.
 
 Its logits are divided by {found["temperature"]:.3f}, which was fitted on what each head said of its held-out speakers.
+The logarithm of the heads' mean is divided by {found["temperature_of_mean"]:.3f}, fitted on the mean of each fold's seeds over
+speakers that those heads never heard. Heads of all folds together are somewhat more cautious than that, and what is left errs
+on the side of too little confidence; with one seed nothing is known of means.
 
 ## What it reads
 

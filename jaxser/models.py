@@ -1,7 +1,7 @@
 """A recogniser on disk: written by cross-validation, read again wherever it is needed.
 
 It is one Orbax checkpoint: every run's parameters and standardisation, the configuration, the settings of its features with the
-sha256 of the encoder behind them, the temperature, the score and the protocol card. The encoder's own weights stay where
+sha256 of the encoder behind them, the temperatures, the score and the protocol card. The encoder's own weights stay where
 they are.
 """
 
@@ -38,11 +38,15 @@ ABOUT_KINDS = {
         **dict.fromkeys(("dropout", "max_seconds", "lld_window", "lld_hop"), float | int),
         "average_frames": int, "text_model": str | None,
     },
-    "classes": [str], "members": [{"fold": int, "seed": int}], "final": bool, "temperature": float,
+    "classes": [str], "members": [{"fold": int, "seed": int}], "final": bool,
+    "temperature": float, "temperature_of_mean": float,
     "longest": [int], "inputs": [{"of": str, "name": str, "random": bool, "settings": dict}], "weights_at": str | None,
     "summary": {"signature": str}, "card": dict,
 }  # fmt: skip
 """What a model must say of itself to be read again."""
+
+TEMPERATURES = ("temperature", "temperature_of_mean")
+"""Of each head, and of the mean of several."""
 
 MOST_FRAMES = 2**23
 """More frames than a day of speech has: of an utterance, a number that is damaged."""
@@ -69,7 +73,7 @@ def save(
         "classes": list(summary["classes"]),
         "members": [{"fold": run.fold, "seed": run.seed} for run in runs],
         "final": final is not None,
-        "temperature": summary["calibration"]["temperature"],
+        **{name: summary["calibration"][name] for name in TEMPERATURES},
         "longest": [int(frames) for frames in longest],
         "inputs": [
             {"of": one.of, "name": one.extractor.name, "random": one.extractor.random, "settings": dict(one.extractor.settings)}
@@ -98,14 +102,15 @@ def _place(config: Mapping[str, Any]) -> str | None:
 
 
 def is_there(path: Path, final: bool) -> bool:
-    """Whether a whole model lies there, with a head on all data where that is asked for.
+    """Whether a whole model of this version lies there, with a head on all data where that is asked for.
 
     Raises checkpoint.DiskError where that cannot be read now: a model that is there would be made again, and go.
     """
     try:
-        return checkpoint.about(path, KIND)["final"] or not final
+        about = checkpoint.about(path, KIND)
     except CallError:
         return False
+    return not misfit(about, ABOUT_KINDS) and (about["final"] or not final)
 
 
 def load(
@@ -129,7 +134,7 @@ def load(
         _refuse_run_without_model(Path(path).expanduser())
     params, about = checkpoint.load(folder, KIND)
     if odd := misfit(about, ABOUT_KINDS):
-        raise WorkError(f"{path} is damaged: what it says of itself is not whole, {odd}")
+        raise WorkError(f"{path} is damaged or of another version, {odd}: repeat its command, with --save")
     try:
         config = extract.Config(**_of_features(about["config"]))
         reads = HEADS[about["config"]["head"]].inputs
@@ -145,14 +150,14 @@ def load(
         module = head.module(len(about["classes"]), about["config"]["dropout"])
         names = tuple({"fold": one["fold"], "seed": one["seed"]} for one in about["members"])
         members = {"folds": names, "all": ({"fold": None, "seed": 0},)}
-        longest, temperature = tuple(about["longest"]), float(about["temperature"])
+        longest, temperatures = tuple(about["longest"]), {name: float(about[name]) for name in TEMPERATURES}
         if final and "all" not in params:
             raise CallError(f"{path} has no head trained on all data: train it with jaxser.cv --final")
         which = "all" if final else "folds"
         mine = _loaded(members[which], params[which], len(about["inputs"]))
         average = about["config"]["average_frames"] if head.average else 1
-        if not temperature > 0 or not all(0 < frames < MOST_FRAMES for frames in longest):
-            raise ValueError(f"temperature {temperature}, longest {longest}")
+        if not min(temperatures.values()) > 0 or not all(0 < frames < MOST_FRAMES for frames in longest):
+            raise ValueError(f"{temperatures}, longest {longest}")
         if not [one["of"] for one in about["inputs"]] == list(head.inputs) or len(longest) != len(head.inputs):
             raise ValueError(f"a {about['config']['head']} of {len(longest)} inputs")
     except CallError:
@@ -165,7 +170,15 @@ def load(
             flag = "--weights" if known["of"] == "audio" else "--text-model"
             raise CallError(f"the features at hand are not those that {path} was trained on ({differing}): give {flag}")
     model = Recogniser(
-        tuple(about["classes"]), mine, temperature, about["config"]["head"], module, longest, average, extractors, about
+        classes=tuple(about["classes"]),
+        members=mine,
+        **temperatures,
+        head=about["config"]["head"],
+        module=module,
+        longest=longest,
+        average=average,
+        extractors=extractors,
+        about=about,
     )
     if odd := model.misfit():
         raise WorkError(f"{path} is damaged: {odd}")

@@ -43,7 +43,7 @@ class Config:
     pictures: Path | None = None
     """With --segments: a folder for a picture of each recording, its classes over time."""
     uncalibrated: bool = False
-    """Probabilities as they were scored, without the temperature."""
+    """Probabilities as they were scored, without temperatures."""
     fold: int | None = None
     """With --seed: the head of one fold and seed alone, in place of the mean of all."""
     seed: int | None = None
@@ -180,7 +180,7 @@ def chosen(model: Recogniser, config: Config) -> Recogniser:
     if config.fold is not None:
         alone = model.member(config.fold, config.seed)
         return alone if config.uncalibrated else dataclasses.replace(alone, temperature=model.temperature)
-    return dataclasses.replace(model, temperature=1.0) if config.uncalibrated else model
+    return dataclasses.replace(model, temperature=1.0, temperature_of_mean=1.0) if config.uncalibrated else model
 
 
 def settings_of(model: Recogniser, config: Config, texts: Sequence[str | None]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jaxser import audio
 from jaxser.audio import AudioError
-from jaxser.calibration import softmax
+from jaxser.calibration import log_mean, softmax
 from jaxser.command import workers
 from jaxser.corpora import Utterance
 from jaxser.errors import CallError
@@ -75,6 +75,8 @@ class Recogniser:
     """The heads whose mean is taken."""
     temperature: float
     """What their logits are divided by; 1 leaves them as they are."""
+    temperature_of_mean: float
+    """What the logarithm of their mean is divided by where there are several: one alone has its temperature, and no mean."""
     head: str
     module: nn.Module
     longest: tuple[int, ...]
@@ -126,11 +128,12 @@ class Recogniser:
     def _predictions(self, entries: Sequence[tuple[Entry, ...]]) -> Iterator[Prediction]:
         if not entries:
             return
-        probabilities = softmax(self.logits([tuple(e.frames for e in entry) for entry in entries]), self.temperature)
-        mean = probabilities.mean(0)
-        for i, of in enumerate(mean):
-            label = int(of.argmax())
-            agreement = float((probabilities[:, i].argmax(-1) == label).mean())
+        logits = self.logits([tuple(e.frames for e in entry) for entry in entries])
+        mean = log_mean(logits, self.temperature)
+        probabilities = softmax(mean, self.temperature_of_mean if len(logits) > 1 else 1.0)
+        for i, of in enumerate(probabilities):
+            label = int(mean[i].argmax())
+            agreement = float((logits[:, i].argmax(-1) == label).mean())
             yield Prediction(self.classes[label], dict(zip(self.classes, map(float, of), strict=True)), agreement)
 
     def logits(self, utterances: Sequence[tuple[Float32[np.ndarray, "_ _"], ...]]) -> Float64[np.ndarray, "r n c"]:

@@ -118,11 +118,12 @@ def _count_table(summary: dict[str, Any], counts: np.ndarray) -> list[list[str]]
 def _calibration(summary: Mapping[str, Any]) -> list[str]:
     what = "Reliability: how often a label is right, against the probability it is given, before and after calibration"
     note = (
-        "Expected calibration error in 15 bins, all seeds together, its interval over speakers. In bins of so few predictions "
-        "it is above nought even where every probability is true, by what stands last. A dot is a bin, as large as its share "
-        "of all predictions; on the dotted line probabilities mean what they say. The temperature of a fold is fitted on what "
-        "the other folds' heads said of their own held-out speakers, which shares a little, for those heads were trained on "
-        "this fold's. predictions.csv has the probabilities as trained."
+        "Expected calibration error in 15 bins, all seeds together, its interval over speakers; errors of opposite sign within "
+        "a bin cancel. It is above nought even where probabilities are true over all speakers, and near nought its interval is "
+        "biased upwards: what to hold it against stands last, from flipping the sign of each speaker's part at random. A dot "
+        "is a bin, as large as its share of all predictions; on the dotted line probabilities mean what they say. The "
+        "temperature of a fold is fitted on what the other folds' heads said of their own held-out speakers, which shares a "
+        "little, for those heads were trained on this fold's. predictions.csv has the probabilities as trained."
     )
     words = wording.calibration_in_words(summary)
     picture = page.image(pictures.reliability(summary["calibration"]), what)

@@ -66,6 +66,7 @@ def of_runs(
 
 def _calibration(logits: np.ndarray, labels: np.ndarray, fold: np.ndarray, units: list[str]) -> dict[str, Any]:
     found = calibration.of_folds(logits, labels, fold, units)
+    by_chance, by_chance_high = found.by_chance or (None, None)
 
     def plain(of: calibration.Reliability, interval: tuple[float, float] | None) -> dict[str, Any]:
         low, high = interval or (None, None)
@@ -74,10 +75,12 @@ def _calibration(logits: np.ndarray, labels: np.ndarray, fold: np.ndarray, units
 
     return {
         "temperature": found.overall,
+        "temperature_of_mean": found.of_mean,
         "temperature_by_fold": list(found.by_fold),
         "uncalibrated": plain(found.before, found.before_interval),
         "calibrated": plain(found.after, found.after_interval),
-        "by_chance": found.by_chance,
+        "by_chance": by_chance,
+        "by_chance_high": by_chance_high,
     }
 
 

@@ -28,7 +28,11 @@ def scores_in_words(summary: dict[str, Any]) -> list[str]:
 
 
 def calibration_in_words(summary: Mapping[str, Any]) -> str:
-    """How far the probabilities can be believed, before and after each fold's temperature; empty where nobody looked."""
+    """How far the probabilities can be believed, before and after each fold's temperature; empty where nobody looked.
+
+    By bins, in which errors of opposite sign cancel: it says that confidence and accuracy differ there, not by how much
+    probabilities are wrong.
+    """
     if not (found := summary.get("calibration")):
         return ""
 
@@ -37,12 +41,14 @@ def calibration_in_words(summary: Mapping[str, Any]) -> str:
 
     temperatures = sorted(found["temperature_by_fold"])
     words = (
-        f"calibration: probabilities are off by {shown(found['uncalibrated'])} points on average, "
+        f"calibration: binned confidence and accuracy differ by {shown(found['uncalibrated'])} points, "
         f"by {shown(found['calibrated'])} with temperatures fitted on the other folds "
         f"({temperatures[0]:.2f} to {temperatures[-1]:.2f})"
     )
-    by_chance = found.get("by_chance")  # which run folders of older versions do not have
-    return words if by_chance is None else f"{words}; true ones would be off by {percent(by_chance)} by chance"
+    mean, high = (found.get(name) for name in ("by_chance", "by_chance_high"))
+    if high is None:  # too few speakers; or a run folder of an older version, whose mean took speakers for alike
+        return words
+    return f"{words}; true probabilities would show {percent(mean)} by chance, at most {percent(high)} in 95 of 100 cases"
 
 
 def marks_against(summary: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:

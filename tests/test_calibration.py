@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from jaxser import calibration
 
@@ -75,6 +75,54 @@ def test_a_folds_temperature_never_sees_its_labels_and_no_label_moves():
     np.testing.assert_array_equal(cooled.argmax(-1), logits.argmax(-1))
 
 
+def noisy(heads: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of heads that are surer than right, each with noise of its own about a truth, and labels drawn from that."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(0, 2, (n, 4))
+    labels = (truth + random.gumbel(size=(n, 4))).argmax(-1)
+    return 2 * (truth + random.normal(0, 1.5, (heads, n, 4))), labels
+
+
+@pytest.mark.parametrize("heads", [2, 3, 6])
+def test_the_mean_of_heads_is_calibrated_for_new_speakers(heads: int):
+    logits, labels = noisy(heads, 3_000, 0)
+    found = calibration.of_folds(logits, labels, np.arange(3_000) % 5, [f"{i % 30}" for i in range(3_000)])
+    new, truth = noisy(heads, 20_000, 1)
+    for head in new:  # the mean is the matter, not its heads
+        assert calibration.reliability(calibration.softmax(head, found.overall), truth).error < 0.03
+    mean = calibration.log_mean(new, found.overall)
+    before, after = (calibration.reliability(calibration.softmax(mean, t), truth) for t in (1.0, found.of_mean))
+    print(f"{heads} heads: {found.of_mean:.2f}; {100 * before.error:.1f} to {100 * after.error:.1f}")
+    assert np.nansum(before.share * (before.confidence - before.accuracy)) < -0.04  # less sure than right
+    assert after.error < 0.35 * before.error
+    assert 1 / heads <= found.of_mean < 1
+    np.testing.assert_array_equal(calibration.softmax(mean, found.of_mean).argmax(-1), mean.argmax(-1))
+
+
+def test_the_mean_of_heads_is_that_of_their_probabilities():
+    logits, _ = noisy(3, 50, 0)
+    expected = special.softmax(logits / 1.7, -1).mean(0)
+    np.testing.assert_allclose(np.exp(calibration.log_mean(logits, 1.7)), expected, rtol=1e-12)
+    assert np.isfinite(calibration.log_mean(1e6 * logits, 0.02)).all()  # where probabilities are 0
+
+
+def test_of_one_seed_nothing_is_known_of_means():
+    logits, labels = noisy(1, 600, 0)
+    found = calibration.of_folds(logits, labels, np.arange(600) % 5, [f"{i % 30}" for i in range(600)])
+    assert found.overall > 1.5
+    assert found.of_mean == pytest.approx(1, abs=1e-3)
+
+
+def test_a_mean_that_is_always_right_is_no_surer_than_as_many_witnesses():
+    # Each seed is wrong about a row of its own, and the other two outvote it.
+    logits, labels = np.tile(np.eye(3)[np.arange(30) % 3] * 2, (3, 1, 1)), np.arange(30) % 3
+    for seed in range(3):
+        logits[seed, seed] = np.roll(logits[seed, seed], 1)
+    found = calibration.of_folds(logits, labels, np.arange(30) % 5, [f"{i % 6}" for i in range(30)])
+    assert (calibration.log_mean(logits, found.overall).argmax(-1) == labels).all()
+    assert found.of_mean == pytest.approx(1 / 3, rel=1e-3)
+
+
 def test_the_interval_is_over_speakers():
     logits, labels = drawn(2.0, n=400)
     folds = np.arange(400) % 5
@@ -102,28 +150,68 @@ def test_the_interval_is_that_of_leaving_out_each_speaker():
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 6) * deviation)
 
 
-@pytest.mark.parametrize("n", [100, 800])
-def test_what_true_probabilities_show_by_chance(n: int):
-    # Of many corpora whose labels are drawn from the probabilities themselves.
-    shown = []
-    for seed in range(300):
-        logits, labels = drawn(1.0, n=n, seed=seed)
-        shown.append(calibration.reliability(calibration.softmax(logits), labels).error)
-    logits, _ = drawn(1.0, n=n, seed=300)
-    by_chance = calibration.error_by_chance(calibration.softmax(logits)[None])
-    assert by_chance == pytest.approx(np.mean(shown), rel=0.1)
-    # Seeds that say the same are no more evidence than one.
-    three = calibration.error_by_chance(np.tile(calibration.softmax(logits), (3, 1, 1)))
-    assert three == pytest.approx(by_chance)
+def calibrated(random: np.random.Generator, speakers: int, each: int, unlike: float) -> tuple[np.ndarray, np.ndarray, list]:
+    """A system whose probabilities are true over all speakers, of whom every one is easier than it believes, or harder."""
+    unit = np.repeat(np.arange(speakers), each)
+    p = calibration.softmax(random.normal(0, 1.6, (len(unit), 4)))
+    sure, said = p.max(-1), p.argmax(-1)
+    of_speaker = random.choice([-unlike, unlike], speakers)[unit]
+    right = random.random(len(unit)) < sure + 4 * of_speaker * sure * (1 - sure)
+    return p[None], np.where(right, said, (said + 1) % 4), [f"{i:03}" for i in unit]
+
+
+@pytest.mark.parametrize(
+    ("speakers", "each", "unlike"), [(10, 553, 0.0), (10, 553, 0.1), (10, 34, 0.1), (24, 36, 0.1), (300, 1, 0.0)]
+)
+def test_what_probabilities_that_are_true_over_all_speakers_show_by_chance(speakers: int, each: int, unlike: float):
+    random, found = np.random.default_rng(0), []
+    for _ in range(400):
+        p, labels, units = calibrated(random, speakers, each, unlike)
+        found.append((calibration.reliability(p[0], labels).error, *calibration.error_by_chance(p, labels, units)))
+    error, mean, high = np.array(found).T
+    print(f"error {100 * error.mean():.2f}, by chance {100 * mean.mean():.2f}; {100 * np.mean(error > high):.1f} % above high")
+    assert mean.mean() == pytest.approx(error.mean(), rel=0.05)
+    assert 0.02 <= np.mean(error > high) <= 0.08
+
+
+def test_an_error_of_all_speakers_is_more_than_chance():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        p, labels, units = calibrated(random, 24, 36, 0.05)
+        surer = p**2 / (p**2).sum(-1, keepdims=True)
+        assert calibration.reliability(surer[0], labels).error > calibration.error_by_chance(surer, labels, units)[1]
+
+
+def test_chance_among_three_speakers_by_hand():
+    # One bin; the first is surer than right by 0.6, the second by 0.6 - 1, the third, of two utterances, by 0.2.
+    p, labels = np.tile([0.6, 0.4], (1, 4, 1)), np.array([1, 0, 0, 1])
+    mean, high = calibration.error_by_chance(p, labels, ["a", "b", "c", "c"])
+    errors = np.array([abs(0.6 + b + c) for b in (-0.4, 0.4) for c in (-0.2, 0.2)]) / 4
+    assert (mean, high) == pytest.approx((errors.mean(), errors.max()))
+    assert calibration.error_by_chance(p, labels, ["a", "b", "b", "b"]) is None
 
 
 def test_seeds_that_differ_are_more_evidence_than_one():
-    # Three seeds that agree about 600 utterances, or are sure of three different classes.
-    certain = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
-    alike, apart = np.tile(certain[0], (3, 600, 1)), np.repeat(certain[:, None], 600, 1)
-    assert calibration.error_by_chance(apart) < 0.8 * calibration.error_by_chance(alike)
-    # By hand: the mean distance of a binomial share from 0.8.
-    assert calibration.error_by_chance(alike) == pytest.approx(np.sqrt(2 / np.pi * 0.8 * 0.2 / 600), rel=0.15)
+    # Three seeds, each right about four of five utterances: the same ones, or whichever.
+    random, labels, units = np.random.default_rng(0), np.zeros(600, int), [f"{i}" for i in range(600)]
+    certain = np.array([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1]])
+    right = (random.random((3, 600)) < 0.8).astype(int)
+    one, alike, apart = (calibration.error_by_chance(certain[of], labels, units) for of in (right[:1], right[[0, 0, 0]], right))
+    assert alike == pytest.approx(one)
+    assert apart == pytest.approx(np.array(one) / np.sqrt(3), rel=0.1)
+    # By hand: a share of the right ones is normal about 0.8; the mean and the 95th percentile of its distance.
+    deviation = np.sqrt(0.8 * 0.2 / 600)
+    assert one == pytest.approx((np.sqrt(2 / np.pi) * deviation, stats.norm.ppf(0.975) * deviation), rel=0.1)
+
+
+def test_few_signs_in_memory_and_few_draws_say_the_same(monkeypatch: pytest.MonkeyPatch):
+    p, labels, units = calibrated(np.random.default_rng(1), 10, 34, 0.1)
+    every = calibration.error_by_chance(p, labels, units)
+    monkeypatch.setattr(calibration, "DRAWS", 500)  # fewer than there are patterns, so they are drawn
+    for block in (2**22, 64, 1):
+        monkeypatch.setattr(calibration, "BLOCK", block)
+        assert sum(len(signs) for signs in calibration._signs(10)) == 500
+        assert calibration.error_by_chance(p, labels, units) == pytest.approx(every, rel=0.1)
 
 
 def test_the_interval_covers_the_error_of_so_many_utterances():

@@ -70,6 +70,19 @@ def test_formats_say_the_same(home: Path, tmp_path: Path, capsys: pytest.Capture
     assert " low " in table[1]
 
 
+def test_heads_that_the_flags_ask_for(home: Path):
+    model = models.load(home / "run", cache=home / "cache")
+
+    def temperatures(**flags) -> tuple[float, float]:
+        found = predict.chosen(dataclasses.replace(model, temperature=3.0, temperature_of_mean=0.7), config_of(home, **flags))
+        return found.temperature, found.temperature_of_mean if len(found.members.names) > 1 else 1.0
+
+    assert temperatures() == (3.0, 0.7)
+    assert temperatures(uncalibrated=True) == (1.0, 1.0)
+    assert temperatures(fold=0, seed=0) == (3.0, 1.0)
+    assert temperatures(fold=0, seed=0, uncalibrated=True) == (1.0, 1.0)
+
+
 def test_every_format_of_audio(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_tone(tmp_path / "tone.wav", 0.9, 600, rate=44_100)
     signal, rate = soundfile.read(tmp_path / "tone.wav")

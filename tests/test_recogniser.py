@@ -79,6 +79,11 @@ def test_one_head_gives_what_cv_gave(home: Path, name: str, fold: int, seed: int
 def test_all_heads_are_averaged_after_the_temperature(home: Path):
     model = load(home, "mlp")
     assert len(model.members.names) == 6
+    found = json.loads((home / "mlp" / "summary.json").read_text())["calibration"]
+    assert model.temperature == found["temperature"]
+    assert model.temperature_of_mean == found["temperature_of_mean"]
+    # These heads make no mistake, and at their temperature no probability is but 0 or 1.
+    model = dataclasses.replace(model, temperature=30.0, temperature_of_mean=1.0)
     signal, rate = soundfile.read(home / "corpus" / "audio" / "s0-low-0.wav")
     found = model.predict(signal, rate)
     each = [model.member(fold, seed) for seed in range(2) for fold in range(3)]
@@ -87,8 +92,21 @@ def test_all_heads_are_averaged_after_the_temperature(home: Path):
         assert p == pytest.approx(np.mean([one.probabilities[label] for one in cooled]), abs=1e-6)
     assert sum(found.probabilities.values()) == pytest.approx(1)
     assert found.agreement == np.mean([one.label == found.label for one in cooled])
-    summary = json.loads((home / "mlp" / "summary.json").read_text())
-    assert model.temperature == summary["calibration"]["temperature"]
+    assert 0.01 < found.probabilities["low"] < 0.99
+    again = dataclasses.replace(model, temperature_of_mean=0.5).predict(signal, rate)
+    squares = np.square(list(found.probabilities.values()))
+    assert list(again.probabilities.values()) == pytest.approx(squares / squares.sum())
+    assert (again.label, again.agreement) == (found.label, found.agreement)
+
+
+def test_the_temperature_of_the_mean_moves_no_label_and_is_not_for_one_head(home: Path):
+    items = items_of(home, 24)
+    model = dataclasses.replace(load(home, "mlp"), temperature=30.0)
+    for of, changes in ((model, True), (model.member(1, 0), False), (load(home, "mlp", final=True), False)):
+        plain, other = (list(dataclasses.replace(of, temperature_of_mean=t).stream(items)) for t in (1.0, 0.3))
+        assert [one.label for one in other] == [one.label for one in plain]
+        assert (plain != other) == changes
+        assert [max(one.probabilities, key=one.probabilities.get) for one in other] == [one.label for one in plain]
 
 
 def test_the_head_on_all_data(home: Path):
@@ -256,6 +274,9 @@ def test_the_card_says_what_it_is(home: Path):
         "6 heads",
         "high, low",
         "one head trained on all data",
+        f"divided by {summary['calibration']['temperature']:.3f}",
+        f"mean is divided by {summary['calibration']['temperature_of_mean']:.3f}",
+        "with one seed nothing is known of means",
         "To repeat it: `python -m jaxser.cv --corpus csv",
         "--learning-rate 0.01 --final`",
         "What it is not for",
@@ -299,5 +320,19 @@ def test_what_is_no_model_is_refused(home: Path, tmp_path: Path):
     shutil.copytree(home / "mlp" / "model", damaged)
     about = damaged / "about" / "metadata"
     about.write_text(about.read_text().replace('"longest"', '"shortest"'))
-    with pytest.raises(WorkError, match="damaged"):
+    with pytest.raises(WorkError, match="damaged or of another version, it has no longest"):
         jaxser.load(str(damaged))
+
+
+def test_a_model_without_a_temperature_of_the_mean_is_of_another_version(home: Path, tmp_path: Path):
+    older = tmp_path / "model"
+    shutil.copytree(home / "mean" / "model", older)
+    about = older / "about" / "metadata"
+    note = json.loads(about.read_text())
+    about.write_text(json.dumps({name: value for name, value in note.items() if name != "temperature_of_mean"}))
+    with pytest.raises(WorkError, match="of another version, it has no temperature_of_mean: repeat its command, with --save"):
+        jaxser.load(str(older))
+    assert not models.is_there(older, final=False)  # so that the command makes it anew
+    about.write_text(json.dumps(note | {"temperature_of_mean": 0.0}))
+    with pytest.raises(WorkError, match="damaged"):
+        jaxser.load(str(older))

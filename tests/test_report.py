@@ -99,10 +99,13 @@ def test_what_could_not_be_estimated_is_said(run: Path):
 
 def test_calibration_is_said_beside_what_chance_would_show(run: Path):
     summary = json.loads((run / "summary.json").read_text())
-    by_chance = summary["calibration"]["by_chance"]
-    assert wording.calibration_in_words(summary).endswith(f"true ones would be off by {100 * by_chance:.1f} by chance")
-    older = summary | {"calibration": {name: of for name, of in summary["calibration"].items() if name != "by_chance"}}
-    assert wording.calibration_in_words(older).endswith(")")
+    found = summary["calibration"] | {"by_chance": 0.028, "by_chance_high": 0.044}
+    said = wording.calibration_in_words(summary | {"calibration": found})
+    assert said.startswith("calibration: binned confidence and accuracy differ by ")
+    assert said.endswith("; true probabilities would show 2.8 by chance, at most 4.4 in 95 of 100 cases")
+    older = {name: of for name, of in found.items() if name != "by_chance_high"}
+    for without in (older, found | {"by_chance": None, "by_chance_high": None}):
+        assert wording.calibration_in_words(summary | {"calibration": without}) == said.partition(";")[0]
 
 
 def test_synthetic_is_said_wherever_a_number_stands(run: Path):
