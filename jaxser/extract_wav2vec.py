@@ -133,10 +133,7 @@ def compute(
             disable=hidden,
             leave=False,
         ) as shown:
-            while ahead:
-                clips = [clip.result() for clip in ahead.popleft()]
-                ahead.extend(islice(decoding, 1))
-                yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), shown)
+            yield from _encoded(_decoded(ahead, decoding), encoder, settings["layer"], budget, _longest(settings), shown)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -230,25 +227,22 @@ def _at_work_on(batch: Sequence[Clip]) -> Iterator[None]:
         raise
 
 
-def _encode(
-    clips: Sequence[Clip], encoder: wav2vec.Encoder, layer: Layer, budget: Budget, longest: int, bar: tqdm
-) -> list[Entry]:
-    """The entries of a part, in the order of its clips."""
-    shortest = encoder.config.receptive_field[0]
-    entries: dict[str, Entry] = {}
-    sound: list[Clip] = []
-    for clip in clips:
-        if clip.waveform is None:
-            entries[clip.content] = Entry(clip.content, None, reason=clip.reason, passing=clip.passing)
-        elif len(clip.waveform) < shortest:
-            what = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
-            entries[clip.content] = Entry(
-                clip.content, None, reason=f"{what} are shorter than one frame of wav2vec, {shortest}"
-            )
-        else:
-            sound.append(clip)
+def _decoded(ahead: deque[list[Future[Clip]]], more: Iterator[list[Future[Clip]]]) -> Iterator[list[Clip]]:
+    while ahead:
+        yield [clip.result() for clip in ahead.popleft()]
+        ahead.extend(islice(more, 1))
 
-    def finish(batch: list[Clip], features: jax.Array, frames: jax.Array) -> None:
+
+def _encoded(
+    parts: Iterable[list[Clip]], encoder: wav2vec.Encoder, layer: Layer, budget: Budget, longest: int, bar: tqdm
+) -> Iterator[list[Entry]]:
+    """The entries of each part, in the order of its clips. The device works on the next batch, also where that is of the next
+    part, while one is fetched."""
+    begun: deque[tuple[list[Clip], dict[str, Entry]]] = deque()
+    under_way: deque[tuple[list[Clip], jax.Array, jax.Array, dict[str, Entry]]] = deque()
+
+    def finish() -> None:
+        batch, features, frames, entries = under_way.popleft()
         with _at_work_on(batch):
             features, frames = np.asarray(features), np.asarray(frames)
         for row, clip in enumerate(batch):
@@ -257,16 +251,41 @@ def _encode(
             entries[clip.content] = Entry(clip.content, features[row, : frames[row]], clip.sound, seconds)
             bar.update(seconds)
 
-    under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()
-    for numbers, waveforms, lengths in padded_batches([clip.waveform for clip in sound], budget, longest, encoder.mesh.size):
-        batch = [sound[number] for number in numbers]
-        with _at_work_on(batch):
-            z, c, frames = encoder(waveforms, lengths)
-            features = z if layer == "z" else c
-            features.copy_to_host_async()
-        under_way.append((batch, features, frames))
-        if len(under_way) > 1:  # the device works on the next batch while this one is fetched
-            finish(*under_way.popleft())
+    def whole() -> Iterator[list[Entry]]:
+        while begun and all(clip.content in begun[0][1] for clip in begun[0][0]):
+            clips, entries = begun.popleft()
+            yield [entries[clip.content] for clip in clips]
+
+    for clips in parts:
+        entries = _refused(clips, encoder.config.receptive_field[0])
+        begun.append((clips, entries))
+        sound = [clip for clip in clips if clip.content not in entries]
+        for numbers, waveforms, lengths in padded_batches(
+            [clip.waveform for clip in sound], budget, longest, encoder.mesh.size
+        ):
+            batch = [sound[number] for number in numbers]
+            with _at_work_on(batch):
+                z, c, frames = encoder(waveforms, lengths)
+                features = z if layer == "z" else c
+                features.copy_to_host_async()
+            under_way.append((batch, features, frames, entries))
+            if len(under_way) > 1:
+                finish()
+                yield from whole()
     while under_way:
-        finish(*under_way.popleft())
-    return [entries[clip.content] for clip in clips]
+        finish()
+    yield from whole()
+
+
+def _refused(clips: Sequence[Clip], shortest: int) -> dict[str, Entry]:
+    # By content, of those that have no sound, or too little for a frame.
+    entries = {}
+    for clip in clips:
+        if clip.waveform is None:
+            entries[clip.content] = Entry(clip.content, None, reason=clip.reason, passing=clip.passing)
+        elif len(clip.waveform) < shortest:
+            what = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
+            entries[clip.content] = Entry(
+                clip.content, None, reason=f"{what} are shorter than one frame of wav2vec, {shortest}"
+            )
+    return entries

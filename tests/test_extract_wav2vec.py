@@ -7,8 +7,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -22,7 +26,7 @@ from jaxser.errors import CallError, WorkError
 from jaxser.extract_wav2vec import REFERENCE, Budget, padded_batches, padded_length, plan_parts
 from jaxser.files import read_csv
 from jaxser.report import table as printed_table
-from jaxser.store import load_frames, open_store
+from jaxser.store import Entry, load_frames, open_store
 
 
 def config(table: Path, cache: Path, **changes) -> extract.Config:
@@ -142,6 +146,57 @@ def test_features_are_those_of_each_file_alone(
         assert frames.mask[i].sum() == count[0] == NANO.frames(len(waveform))
         np.testing.assert_allclose(x[i][frames.mask[i]], (z if layer == "z" else c)[0], rtol=0, atol=1e-5)
     assert store.rows[contents[corpus.utterances[0].id]].seconds == pytest.approx(0.4)
+
+
+@dataclass(frozen=True, eq=False)
+class Echo(wav2vec.Encoder):
+    """Whose frames are the first samples of a waveform, and which notes its batches."""
+
+    batches: list[int] = field(default_factory=list)
+
+    def __call__(self, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self.batches.append(len(waveforms))
+        x = jnp.asarray(waveforms[:, :6].reshape(-1, 3, 2))
+        return x, x, jnp.asarray(np.where(lengths, 3, 0))
+
+
+def echo() -> Echo:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("batch",))
+    return Echo(NANO, {}, "", "float32", wav2vec.Wav2Vec(NANO), mesh)
+
+
+def echoed(parts: list[list[tuple[str, np.ndarray]]], encoder: Echo) -> Iterator[list[Entry]]:
+    settings = extract_wav2vec.settings(NANO, "", True)
+    return extract_wav2vec.compute(iter(parts), 2, False, settings, lambda: encoder)
+
+
+def test_the_next_part_is_begun_before_the_last_batch_of_one_is_fetched():
+    draw, encoder = np.random.default_rng(0), echo()
+    parts = [[(f"{part}{i}", draw.normal(0, 0.1, 80_000).astype(np.float32)) for i in range(3)] for part in range(4)]
+    begun = []
+    for part, entries in zip(parts, echoed(parts, encoder), strict=True):
+        begun.append(len(encoder.batches))
+        for (content, waveform), entry in zip(part, entries, strict=True):
+            assert entry.content == content
+            np.testing.assert_array_equal(entry.frames.ravel(), waveform[:6])
+    assert begun == [3 + 1, 6 + 1, 9 + 1, 12]  # each file is a batch
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 100, 465, 9_000, 80_000]), min_size=1, max_size=7), max_size=6))
+def test_entries_come_in_the_order_of_files_in_whole_parts(lengths: list[list[int]]):
+    # 0 is silence.
+    draw = np.random.default_rng(0)
+    parts = [
+        [(f"{i}-{j}", draw.normal(0, 0.1, count).astype(np.float32) if count else np.zeros(900, np.float32)) for j, count in
+         enumerate(part)] for i, part in enumerate(lengths)
+    ]  # fmt: skip
+    found = list(echoed(parts, echo()))
+    assert [[entry.content for entry in part] for part in found] == [[content for content, _ in part] for part in parts]
+    for entry, (_, waveform), count in zip(*map(chain.from_iterable, (found, parts, lengths)), strict=True):
+        if count < 465:
+            assert entry.reason.startswith("100 samples" if count else "silent")
+        else:
+            np.testing.assert_array_equal(entry.frames.ravel(), waveform[:6])
 
 
 def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):
