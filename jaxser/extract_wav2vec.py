@@ -7,11 +7,11 @@ neighbours in a batch move its features by rounding alone (1e-6).
 
 import hashlib
 import sys
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import groupby, islice
+from itertools import islice
 from math import floor, log2
 from typing import Any, Literal, NamedTuple
 
@@ -42,12 +42,15 @@ class Budget(NamedTuple):
     """Of all devices together; fewer of long files."""
     lengths_an_octave: int
     """Padded lengths between one and its double. Each is one compilation, and on average half a step is padding."""
+    mixed: bool = False
+    """Whether rows that the files of a length leave empty go to shorter ones. A device computes them in any case, and no other
+    way makes fewer batches."""
 
 
 CPU = Budget(5.0, 16, 4)
 """A single long utterance keeps a few cores busy, and its activations are then nearest to fitting their caches."""
 
-ACCELERATOR = Budget(320.0, 2, 1)
+ACCELERATOR = Budget(320.0, 2, 1, mixed=True)
 """The first layer's activations are 6.5 MB a second of audio in float32. Half as much at once took 7 % longer on an H200; there
 a compilation took 11 s, in which it hears five days of audio, so lengths are few."""
 
@@ -130,10 +133,7 @@ def compute(
             disable=hidden,
             leave=False,
         ) as shown:
-            while ahead:
-                clips = [clip.result() for clip in ahead.popleft()]
-                ahead.extend(islice(decoding, 1))
-                yield _encode(clips, encoder, settings["layer"], budget, _longest(settings), shown)
+            yield from _encoded(_decoded(ahead, decoding), encoder, settings["layer"], budget, _longest(settings), shown)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -142,19 +142,17 @@ def plan_parts(
     tasks: Sequence[Task], samples: Sequence[int], budget: Budget, longest: int = 0, sharing: int = 1
 ) -> list[list[Task]]:
     """Tasks longest first, in parts of whole batches for `sharing` devices together: of all batches of a length only the last
-    has room left. Taking away the first parts leaves the others as they are."""
+    has room left, and of mixed ones only the very last. Taking away the first parts leaves the others as they are."""
     likely = [max(count, UNKNOWN) for count in samples]
     order = sorted(range(len(tasks)), key=lambda i: (-likely[i], tasks[i][0]))
     parts: list[list[Task]] = []
     room = 0.0
-    for length, same in groupby(order, lambda i: padded_length(likely[i], budget.lengths_an_octave, longest)):
-        group, rows = list(same), _rows(length, budget) * sharing
-        for first in range(0, len(group), rows):
-            if room <= 0:
-                parts.append([])
-                room = budget.batch_seconds * budget.batches_a_part * sharing * audio.SAMPLE_RATE
-            parts[-1] += [tasks[i] for i in group[first : first + rows]]
-            room -= rows * length
+    for length, rows, numbers in _batches([likely[i] for i in order], budget, longest, sharing):
+        if room <= 0:
+            parts.append([])
+            room = budget.batch_seconds * budget.batches_a_part * sharing * audio.SAMPLE_RATE
+        parts[-1] += [tasks[order[number]] for number in numbers]
+        room -= rows * length
     return parts
 
 
@@ -171,19 +169,27 @@ def padded_batches(
     waveforms: Sequence[np.ndarray], budget: Budget, longest: int = 0, sharing: int = 1
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Waveforms of like length together: their numbers, f32[b, s] filled up with zeros, and how many samples of each row count.
-    All batches of a length have as many rows; those at the end of the last one may be empty."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for number, waveform in enumerate(waveforms):
-        by_length[padded_length(len(waveform), budget.lengths_an_octave, longest)].append(number)
-    for length, group in by_length.items():
+    All batches of a length have as many rows; those at the end of the last one may be empty, or hold shorter waveforms where
+    the budget is mixed."""
+    for length, rows, numbers in _batches([len(waveform) for waveform in waveforms], budget, longest, sharing):
+        batch, lengths = np.zeros((rows, length), np.float32), np.zeros(rows, int)
+        for row, number in enumerate(numbers):
+            lengths[row] = len(waveforms[number])
+            batch[row, : lengths[row]] = waveforms[number]
+        yield numbers, batch, lengths
+
+
+def _batches(samples: Sequence[int], budget: Budget, longest: int, sharing: int) -> Iterator[tuple[int, int, list[int]]]:
+    # Of files of so many samples, longest first: how long and how many the rows of a batch are, and the numbers of its files.
+    padded = [padded_length(count, budget.lengths_an_octave, longest) for count in samples]
+    order = sorted(range(len(padded)), key=lambda number: -padded[number])
+    done = 0
+    while done < len(order):
+        length = padded[order[done]]
         rows = _rows(length, budget) * sharing
-        for first in range(0, len(group), rows):
-            numbers = group[first : first + rows]
-            batch, lengths = np.zeros((rows, length), np.float32), np.zeros(rows, int)
-            for row, number in enumerate(numbers):
-                lengths[row] = len(waveforms[number])
-                batch[row, : lengths[row]] = waveforms[number]
-            yield numbers, batch, lengths
+        numbers = [number for number in order[done : done + rows] if budget.mixed or padded[number] == length]
+        yield length, rows, numbers
+        done += len(numbers)
 
 
 def _rows(length: int, budget: Budget) -> int:
@@ -221,25 +227,22 @@ def _at_work_on(batch: Sequence[Clip]) -> Iterator[None]:
         raise
 
 
-def _encode(
-    clips: Sequence[Clip], encoder: wav2vec.Encoder, layer: Layer, budget: Budget, longest: int, bar: tqdm
-) -> list[Entry]:
-    """The entries of a part, in the order of its clips."""
-    shortest = encoder.config.receptive_field[0]
-    entries: dict[str, Entry] = {}
-    sound: list[Clip] = []
-    for clip in clips:
-        if clip.waveform is None:
-            entries[clip.content] = Entry(clip.content, None, reason=clip.reason, passing=clip.passing)
-        elif len(clip.waveform) < shortest:
-            what = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
-            entries[clip.content] = Entry(
-                clip.content, None, reason=f"{what} are shorter than one frame of wav2vec, {shortest}"
-            )
-        else:
-            sound.append(clip)
+def _decoded(ahead: deque[list[Future[Clip]]], more: Iterator[list[Future[Clip]]]) -> Iterator[list[Clip]]:
+    while ahead:
+        yield [clip.result() for clip in ahead.popleft()]
+        ahead.extend(islice(more, 1))
 
-    def finish(batch: list[Clip], features: jax.Array, frames: jax.Array) -> None:
+
+def _encoded(
+    parts: Iterable[list[Clip]], encoder: wav2vec.Encoder, layer: Layer, budget: Budget, longest: int, bar: tqdm
+) -> Iterator[list[Entry]]:
+    """The entries of each part, in the order of its clips. The device works on the next batch, also where that is of the next
+    part, while one is fetched."""
+    begun: deque[tuple[list[Clip], dict[str, Entry]]] = deque()
+    under_way: deque[tuple[list[Clip], jax.Array, jax.Array, dict[str, Entry]]] = deque()
+
+    def finish() -> None:
+        batch, features, frames, entries = under_way.popleft()
         with _at_work_on(batch):
             features, frames = np.asarray(features), np.asarray(frames)
         for row, clip in enumerate(batch):
@@ -248,16 +251,41 @@ def _encode(
             entries[clip.content] = Entry(clip.content, features[row, : frames[row]], clip.sound, seconds)
             bar.update(seconds)
 
-    under_way: deque[tuple[list[Clip], jax.Array, jax.Array]] = deque()
-    for numbers, waveforms, lengths in padded_batches([clip.waveform for clip in sound], budget, longest, encoder.mesh.size):
-        batch = [sound[number] for number in numbers]
-        with _at_work_on(batch):
-            z, c, frames = encoder(waveforms, lengths)
-            features = z if layer == "z" else c
-            features.copy_to_host_async()
-        under_way.append((batch, features, frames))
-        if len(under_way) > 1:  # the device works on the next batch while this one is fetched
-            finish(*under_way.popleft())
+    def whole() -> Iterator[list[Entry]]:
+        while begun and all(clip.content in begun[0][1] for clip in begun[0][0]):
+            clips, entries = begun.popleft()
+            yield [entries[clip.content] for clip in clips]
+
+    for clips in parts:
+        entries = _refused(clips, encoder.config.receptive_field[0])
+        begun.append((clips, entries))
+        sound = [clip for clip in clips if clip.content not in entries]
+        for numbers, waveforms, lengths in padded_batches(
+            [clip.waveform for clip in sound], budget, longest, encoder.mesh.size
+        ):
+            batch = [sound[number] for number in numbers]
+            with _at_work_on(batch):
+                z, c, frames = encoder(waveforms, lengths)
+                features = z if layer == "z" else c
+                features.copy_to_host_async()
+            under_way.append((batch, features, frames, entries))
+            if len(under_way) > 1:
+                finish()
+                yield from whole()
     while under_way:
-        finish(*under_way.popleft())
-    return [entries[clip.content] for clip in clips]
+        finish()
+    yield from whole()
+
+
+def _refused(clips: Sequence[Clip], shortest: int) -> dict[str, Entry]:
+    # By content, of those that have no sound, or too little for a frame.
+    entries = {}
+    for clip in clips:
+        if clip.waveform is None:
+            entries[clip.content] = Entry(clip.content, None, reason=clip.reason, passing=clip.passing)
+        elif len(clip.waveform) < shortest:
+            what = f"{len(clip.waveform)} samples ({1000 * len(clip.waveform) / audio.SAMPLE_RATE:.0f} ms) of sound"
+            entries[clip.content] = Entry(
+                clip.content, None, reason=f"{what} are shorter than one frame of wav2vec, {shortest}"
+            )
+    return entries

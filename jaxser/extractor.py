@@ -1,8 +1,9 @@
 """What computes features of one kind, and how a store is filled with them, on one host or on several."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,10 @@ Task = tuple[str, Any]
 
 PATIENCE = 30.0
 """Seconds for which a network disk may hide from one host what another has written."""
+
+WRITERS = 4
+"""Parts that are written side by side while the next is computed, and how many are in memory for it at the most: checksums and
+waiting for the disk take one thread longer than a GPU takes for the features."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,16 @@ def _compute(
 
     def work() -> list[str]:
         unread = []
-        # Written while the next part is computed; no more than one waits.
-        with ThreadPoolExecutor(1, thread_name_prefix="store") as writer:
-            written = None
+        # Which of them is done first makes no difference: each is there or not, by itself.
+        with ThreadPoolExecutor(WRITERS, thread_name_prefix="store") as writers:
+            writing: deque[Future[None]] = deque()
             for part in extractor.compute(mine, jobs, hosts.first()):
                 hosts.check_others()
                 unread += [entry.content for entry in part if entry.passing]
-                if written:
-                    written.result()
-                written = writer.submit(write_part, store, part)
-            if written:
+                while writing and (len(writing) == WRITERS or writing[0].done()):
+                    writing.popleft().result()
+                writing.append(writers.submit(write_part, store, part))
+            for written in writing:
                 written.result()
         return unread
 

@@ -79,9 +79,12 @@ def _apply(model: Wav2Vec, mesh: Mesh, params: Any, waveforms: Array, lengths: A
     return jax.shard_map(on_each, mesh=mesh, in_specs=(alone, shared, shared), out_specs=shared)(params, waveforms, lengths)
 
 
-def encoder_digest(config: Architecture, params: Mapping[str, Any]) -> str:
-    """What names an encoder: the sha256 of its configuration and its weights, without the prediction head."""
-    return text_digest(json.dumps(config.to_json(), sort_keys=True) + checkpoint.tree_digest(params))
+def encoder_digest(config: Architecture, params: Mapping[str, Any], known: str = "") -> str:
+    """What names an encoder: the sha256 of its configuration and its weights, without the prediction head.
+
+    `known`: `checkpoint.tree_digest` of these very weights, where somebody has it.
+    """
+    return text_digest(json.dumps(config.to_json(), sort_keys=True) + (known or checkpoint.tree_digest(params)))
 
 
 def save(
@@ -109,12 +112,13 @@ def _float32(params: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), dict(params))
 
 
-def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Precision = "float32") -> Encoder:
-    """An encoder on the local devices. Raises CallError for bfloat16 on a CPU, where it is slower and less exact."""
+def make_encoder(config: Architecture, params: Mapping[str, Any], precision: Precision = "float32", known: str = "") -> Encoder:
+    """An encoder on the local devices. `known` as for `encoder_digest`. Raises CallError for bfloat16 on a CPU, where it is
+    slower and less exact."""
     on_cpu = jax.default_backend() == "cpu"
     if precision == "bfloat16" and on_cpu:
         raise CallError("--precision bfloat16 is for GPU and TPU: on a CPU it is slower than float32 and less exact")
-    model, digest = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu), encoder_digest(config, params)
+    model, digest = Wav2Vec(config, jnp.dtype(precision), spectral=on_cpu), encoder_digest(config, params, known)
     mesh = Mesh(np.array(devices.for_batches()), ("batch",))
     if on_cpu:
         params = spectral_params(config, params)
@@ -129,9 +133,11 @@ def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
     """
     if drawn := _drawn(weights):
         return make_encoder(drawn[0], random_params(*drawn), precision)
-    config, params, note = load_params(weights)
-    params.pop(PREDICTIONS, None)
-    encoder = make_encoder(config, params, precision)
+    stored, note = checkpoint.load(path_of(weights), KIND)
+    config, params = _described(weights, note), _float32({name: stored[name] for name in stored if name != PREDICTIONS})
+    # The digest that was just verified is that of the encoder's own arrays where they are all there is, and as they lie there.
+    as_stored = PREDICTIONS not in stored and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(stored))
+    encoder = make_encoder(config, params, precision, note["digest"] if as_stored else "")
     if encoder.digest != note["encoder_digest"]:
         raise WorkError(f"{weights} is damaged: its configuration is not the one that its weights were written with")
     return encoder

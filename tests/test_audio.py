@@ -47,6 +47,19 @@ def test_16_khz_samples_are_untouched(tmp_path: Path):
     np.testing.assert_array_equal(audio.load(tmp_path / "a.wav"), samples / np.float32(32_768))
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.ogg"])
+def test_one_channel_is_its_own_mean_to_the_bit(tmp_path: Path, name: str):
+    # A float wav, and Vorbis where there is silence, hold -0, which a mean does not.
+    samples = np.r_[np.full(8_000, -0.0), np.random.default_rng(0).normal(0, 0.1, 8_000), 1e-42]
+    subtype = {"a.wav": "FLOAT", "a.ogg": "VORBIS"}[name]
+    soundfile.write(tmp_path / name, samples, 16_000, subtype=subtype)
+    column, _ = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)
+    assert np.signbit(column[column == 0]).any()
+    twice = np.repeat(column, 2, axis=1)
+    for mono in (column.mean(axis=1, dtype=np.float32), twice.mean(axis=1, dtype=np.float32)):
+        assert audio.load(tmp_path / name).tobytes() == mono.tobytes()
+
+
 def test_crop_keeps_first_or_middle(tmp_path: Path):
     ramp = np.linspace(-0.5, 0.5, 8 * 16_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", ramp, 16_000, subtype="FLOAT")

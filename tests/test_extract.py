@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Lock, Thread
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -64,6 +64,7 @@ def test_only_what_is_new_is_computed(table: Path, tmp_path: Path, monkeypatch: 
 
 def test_what_is_there_already_leaves_a_gap_in_its_part(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(extract_lld, "PART", 8)
+    monkeypatch.setattr(extractor, "WRITERS", 1)  # in turn
     lines = table.read_text().splitlines()
     some = table.with_name("some.csv")
     some.write_text("\n".join(lines[number] for number in (0, 1, 21, 48)))
@@ -96,14 +97,74 @@ def test_a_part_is_written_while_the_next_is_computed(table: Path, tmp_path: Pat
     assert in_time == [True] * 6
 
 
-def test_a_part_that_cannot_be_written_ends_the_work(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_some_parts_are_written_side_by_side_and_no_more_than_those_wait(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(extract_lld, "PART", 8)
-    written, write = [], extractor.write_part
+    monkeypatch.setattr(extract_lld, "ALONE", np.inf)
+    monkeypatch.setattr(extractor, "WRITERS", 3, raising=False)
+    together, computed, written, most = Barrier(3), [], [], []
+    compute, write = extract_lld._lld_of, extractor.write_part
+
+    def computes(*work, **settings):
+        computed.append(work)
+        most.append(-(-len(computed) // 8) - len(written))
+        return compute(*work, **settings)
 
     def writes(store, part):
-        if len(written) == 2:
+        together.wait(30)
+        write(store, part)
+        written.append(part)
+
+    monkeypatch.setattr(extract_lld, "_lld_of", computes)
+    monkeypatch.setattr(extractor, "write_part", writes)
+    run(table, tmp_path / "cache")
+    assert len(written) == 6
+    assert max(most) <= 3 + 1  # with the one that is computed
+
+
+def test_parts_that_are_done_out_of_turn_are_kept_when_one_before_them_fails(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def contents_of(cache: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in cache.glob("features/*/*")}
+
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    run(table, tmp_path / "calm")
+    begun, others, write, one = [], [Event(), Event()], extractor.write_part, Lock()
+
+    def writes(store, part):
+        with one:
+            begun.append(part)
+            number = len(begun) - 1
+        if number == 0:
+            assert [other.wait(30) for other in others] == [True, True]
             raise OSError(28, "No space left on device")
-        written.append([entry.content for entry in part])
+        write(store, part)
+        if number <= len(others):
+            others[number - 1].set()
+
+    with monkeypatch.context() as full:
+        full.setattr(extractor, "write_part", writes)
+        with pytest.raises(OSError, match="No space left"):
+            run(table, tmp_path / "torn")
+    assert 2 <= len(list(tmp_path.glob("torn/features/*/part-*.json"))) < 6
+    made = []
+    monkeypatch.setattr(extractor, "write_part", lambda store, part: (made.append(part), write(store, part)))
+    run(table, tmp_path / "torn")
+    assert [entry.content for entry in begun[0]] in [[entry.content for entry in part] for part in made]
+    assert contents_of(tmp_path / "torn") == contents_of(tmp_path / "calm")
+
+
+def test_a_part_that_cannot_be_written_ends_the_work(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(extract_lld, "PART", 8)
+    written, write, one = [], extractor.write_part, Lock()
+
+    def writes(store, part):
+        with one:
+            if len(written) == 2:
+                raise OSError(28, "No space left on device")
+            written.append([entry.content for entry in part])
         write(store, part)
 
     with monkeypatch.context() as full:
@@ -273,11 +334,10 @@ def test_what_was_written_and_is_not_there_is_told(table: Path, tmp_path: Path, 
     def writes(store, part):
         write(store, part)
         if any(entry.content == last for entry in part):
-            (frames,) = (path for path in store.folder.glob("*.npy") if path not in there)
+            (frames,) = (note.with_suffix(".npy") for note in store.folder.glob("part-*.json") if last in note.read_text())
             frames.unlink() if harm == "gone" else frames.write_bytes(frames.read_bytes()[:-1])
-        there.update(store.folder.glob("*.npy"))
 
-    there, last = set(), digests.file_digest(tmp_path / "audio/s5-high-3.wav")
+    last = digests.file_digest(tmp_path / "audio/s5-high-3.wav")
     with monkeypatch.context() as harmed:
         harmed.setattr(extractor, "write_part", writes)
         with pytest.raises(WorkError, match=r"^7 of 47 features just written are not whole in .*/lld-\w+: run again$"):

@@ -6,8 +6,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -15,13 +20,13 @@ from conftest import apart, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxser import audio, corpora, cv, extract, wav2vec
+from jaxser import audio, corpora, cv, extract, extract_wav2vec, wav2vec
 from jaxser.architecture import NANO
 from jaxser.errors import CallError, WorkError
 from jaxser.extract_wav2vec import REFERENCE, Budget, padded_batches, padded_length, plan_parts
 from jaxser.files import read_csv
 from jaxser.report import table as printed_table
-from jaxser.store import load_frames, open_store
+from jaxser.store import Entry, load_frames, open_store
 
 
 def config(table: Path, cache: Path, **changes) -> extract.Config:
@@ -42,11 +47,12 @@ def run(table: Path, cache: Path, **changes):
     st.lists(st.tuples(st.sampled_from([0, 7, 50, 172, 400]), st.text("abcdef", min_size=1)), unique_by=lambda t: t[1]),
     st.integers(0, 40),
     st.sampled_from([1, 2, 4]),
+    st.booleans(),
 )
-def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], done: int, sharing: int):
+def test_what_is_done_does_not_move_what_is_left(drawn: list[tuple[int, str]], done: int, sharing: int, mixed: bool):
     tasks = [(content, Path(content)) for _, content in drawn]
     samples = {task: 1_600 * tenths for task, (tenths, _) in zip(tasks, drawn, strict=True)}
-    budget = Budget(10.0, 3, 4)
+    budget = Budget(10.0, 3, 4, mixed)
     plan = plan_parts(tasks, list(samples.values()), budget, 0, sharing)
     assert sorted(task for part in plan for task in part) == sorted(tasks)
     longest_first = [samples[task] for part in plan for task in part]
@@ -70,6 +76,45 @@ def test_parts_are_of_full_batches(seconds: list[float], sharing: int):
     assert all(count <= 1 for count in empty.values())
 
 
+@given(st.lists(st.floats(0.1, 30), max_size=300), st.sampled_from([1, 2, 4]))
+def test_of_mixed_batches_the_last_alone_has_empty_rows(seconds: list[float], sharing: int):
+    samples = [round(s * 16_000) for s in seconds]
+    tasks = [(f"{i:03}", Path(str(i))) for i in range(len(samples))]
+    budget, filled = Budget(10.0, 3, 1, mixed=True), []
+    for part in plan_parts(tasks, samples, budget, 0, sharing):
+        waveforms = [np.broadcast_to(np.float32(1 + int(content)), samples[int(content)]) for content, _ in part]
+        for numbers, batch, lengths in padded_batches(waveforms, budget, 0, sharing):
+            filled.append(len(numbers) == len(batch))
+            expected = np.zeros_like(batch)
+            for row, number in enumerate(numbers):
+                expected[row, : lengths[row]] = waveforms[number]
+            np.testing.assert_array_equal(batch, expected)
+            assert lengths.tolist() == [len(waveforms[number]) for number in numbers] + [0] * (len(batch) - len(numbers))
+    assert all(filled[:-1])
+
+
+def partitions(things: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to share things out among groups."""
+    if not things:
+        yield []
+        return
+    for groups in partitions(things[1:]):
+        yield [[things[0]], *groups]
+        for i, group in enumerate(groups):
+            yield [*groups[:i], [things[0], *group], *groups[i + 1 :]]
+
+
+@given(st.lists(st.integers(10_000, 640_000), max_size=6))
+def test_no_other_way_makes_fewer_batches_than_mixed_ones(samples: list[int]):
+    budget = Budget(80.0, 2, 1, mixed=True)  # rows for one file of 40 s or two, for four of 20 s
+    made = padded_batches([np.broadcast_to(np.float32(0), count) for count in samples], budget)
+
+    def fits(group: list[int]) -> bool:
+        return len(group) <= round(80 * 16_000 / padded_length(max(group), 1))
+
+    assert len(list(made)) == min(len(groups) for groups in partitions(samples) if all(map(fits, groups)))
+
+
 @given(st.integers(465, 3_600 * 16_000), st.sampled_from([1, 4]))
 def test_padded_lengths_are_few_and_near(samples: int, an_octave: int):
     length = padded_length(samples, an_octave)
@@ -85,8 +130,12 @@ def test_the_default_crop_is_padded_by_nothing():
     assert {padded_length(n, 1, REFERENCE) for n in range(8_000, REFERENCE)} == {10_000, 20_000, 40_000, 80_000}
 
 
-@pytest.mark.parametrize("layer", ["z", "c"])
-def test_features_are_those_of_each_file_alone(table: Path, tmp_path: Path, layer: str):
+@pytest.mark.parametrize(("layer", "mixed"), [("z", False), ("c", False), ("c", True)])
+def test_features_are_those_of_each_file_alone(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str, mixed: bool
+):
+    if mixed:  # as on an accelerator: files of 0.4 s are padded as those of 0.5 s are, and some of those as those of 0.6 s
+        monkeypatch.setattr(extract_wav2vec, "CPU", Budget(8.0, 2, 4, mixed=True))
     corpus, store, contents = run(table, tmp_path / "cache", layer=layer, max_seconds=0.6)
     frames = load_frames(store, [contents[u.id] for u in corpus.utterances])
     x = np.asarray(frames.x)
@@ -97,6 +146,57 @@ def test_features_are_those_of_each_file_alone(table: Path, tmp_path: Path, laye
         assert frames.mask[i].sum() == count[0] == NANO.frames(len(waveform))
         np.testing.assert_allclose(x[i][frames.mask[i]], (z if layer == "z" else c)[0], rtol=0, atol=1e-5)
     assert store.rows[contents[corpus.utterances[0].id]].seconds == pytest.approx(0.4)
+
+
+@dataclass(frozen=True, eq=False)
+class Echo(wav2vec.Encoder):
+    """Whose frames are the first samples of a waveform, and which notes its batches."""
+
+    batches: list[int] = field(default_factory=list)
+
+    def __call__(self, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self.batches.append(len(waveforms))
+        x = jnp.asarray(waveforms[:, :6].reshape(-1, 3, 2))
+        return x, x, jnp.asarray(np.where(lengths, 3, 0))
+
+
+def echo() -> Echo:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("batch",))
+    return Echo(NANO, {}, "", "float32", wav2vec.Wav2Vec(NANO), mesh)
+
+
+def echoed(parts: list[list[tuple[str, np.ndarray]]], encoder: Echo) -> Iterator[list[Entry]]:
+    settings = extract_wav2vec.settings(NANO, "", True)
+    return extract_wav2vec.compute(iter(parts), 2, False, settings, lambda: encoder)
+
+
+def test_the_next_part_is_begun_before_the_last_batch_of_one_is_fetched():
+    draw, encoder = np.random.default_rng(0), echo()
+    parts = [[(f"{part}{i}", draw.normal(0, 0.1, 80_000).astype(np.float32)) for i in range(3)] for part in range(4)]
+    begun = []
+    for part, entries in zip(parts, echoed(parts, encoder), strict=True):
+        begun.append(len(encoder.batches))
+        for (content, waveform), entry in zip(part, entries, strict=True):
+            assert entry.content == content
+            np.testing.assert_array_equal(entry.frames.ravel(), waveform[:6])
+    assert begun == [3 + 1, 6 + 1, 9 + 1, 12]  # each file is a batch
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 100, 465, 9_000, 80_000]), min_size=1, max_size=7), max_size=6))
+def test_entries_come_in_the_order_of_files_in_whole_parts(lengths: list[list[int]]):
+    # 0 is silence.
+    draw = np.random.default_rng(0)
+    parts = [
+        [(f"{i}-{j}", draw.normal(0, 0.1, count).astype(np.float32) if count else np.zeros(900, np.float32)) for j, count in
+         enumerate(part)] for i, part in enumerate(lengths)
+    ]  # fmt: skip
+    found = list(echoed(parts, echo()))
+    assert [[entry.content for entry in part] for part in found] == [[content for content, _ in part] for part in parts]
+    for entry, (_, waveform), count in zip(*map(chain.from_iterable, (found, parts, lengths)), strict=True):
+        if count < 465:
+            assert entry.reason.startswith("100 samples" if count else "silent")
+        else:
+            np.testing.assert_array_equal(entry.frames.ravel(), waveform[:6])
 
 
 def test_bad_files_are_named_and_left_out(table: Path, tmp_path: Path):

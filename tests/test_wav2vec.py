@@ -206,6 +206,30 @@ def test_a_checkpoint_is_what_was_saved(tmp_path: Path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize(("dtype", "head", "times"), [("float32", False, 1), ("float16", False, 2), ("float32", True, 2)])
+def test_weights_are_hashed_again_only_where_they_are_not_what_was_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, head: bool, times: int
+):
+    params = wav2vec.random_params(LITTLE, 3)
+    kept = {wav2vec.PREDICTIONS: {"kernel": np.ones((2, 3), np.float32)}} if head else {}
+    wav2vec.save(tmp_path / "w", LITTLE, params | kept, {}, dtype)
+    hashed, digest = [], checkpoint.tree_digest
+    monkeypatch.setattr(checkpoint, "tree_digest", lambda tree: hashed.append(digest(tree)) or hashed[-1])
+    encoder = wav2vec.load(tmp_path / "w")
+    assert len(hashed) == times
+    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params)
+    assert encoder.digest == wav2vec.encoder_digest(LITTLE, rounded) == wav2vec.identify(tmp_path / "w")[1]
+
+
+def test_a_weight_of_another_type_is_hashed_as_float32(tmp_path: Path):
+    params = wav2vec.random_params(LITTLE, 3)
+    params["encoder_0"]["scale"] = params["encoder_0"]["scale"].astype(np.float16)  # of one leaf alone
+    of_float32 = wav2vec.encoder_digest(LITTLE, jax.tree.map(lambda leaf: leaf.astype(np.float32), params))
+    about = {"config": LITTLE.to_json(), "encoder_digest": of_float32}
+    checkpoint.save(tmp_path / "w", wav2vec.KIND, params, about)
+    assert wav2vec.load(tmp_path / "w").digest == of_float32
+
+
 def test_a_flag_that_was_changed_by_hand_is_seen(tmp_path: Path):
     wav2vec.save(tmp_path / "w", NANO, wav2vec.random_params(NANO, 0), {})
     note = tmp_path / "w" / "about" / "metadata"
