@@ -123,7 +123,7 @@ def of_folds(
         found.append((whole, _interval(probabilities, labels, units, whole.error)))
     (before, before_interval), (after, after_interval) = found
     overall, by_chance = fitted(np.ones(len(labels), bool)), error_by_chance(softmax(cooled), labels, units)
-    of_mean = temperature(log_mean(logits, overall), labels, coldest=1 / seeds)
+    of_mean = temperature(log_mean(logits, overall), labels, coldest=1 / seeds) if seeds > 1 else 1.0
     return Calibration(by_fold, overall, of_mean, before, after, before_interval, after_interval, by_chance)
 
 
@@ -131,15 +131,15 @@ def error_by_chance(
     probabilities: Float64[np.ndarray, "seeds n c"], labels: Int[np.ndarray, " n"], units: list[str]
 ) -> tuple[float, float] | None:
     """The expected calibration error of probabilities that are true over all speakers: its mean, and what it exceeds in one
-    of twenty cases; None with fewer than three units.
+    of twenty cases; None with fewer than six units, which can show nothing.
 
     Some speakers are easier than a head believes, others harder. Were its probabilities true, the one would be as likely as
     the other: so each unit's sums over bins of how much surer than right it is change their sign at random, all seeds
-    together. As a test that is exact where such sums are as likely as their negatives, and with five units or fewer it can
-    show nothing: the second number is then the largest there is. What is off for all units alike makes both a little larger.
+    together. As a test that is exact where such sums are as likely as their negatives. What is off for all units alike makes
+    both a little larger.
     """
     surer, _ = _by_unit(probabilities, labels, units)
-    if len(surer) < 3:
+    if len(surer) < 6:  # of five one pattern in sixteen is the data's own, so that no error is above 95 of 100
         return None
     errors = np.concatenate([np.abs(signs @ surer).sum(1) for signs in _signs(len(surer))]) / probabilities[..., 0].size
     return float(errors.mean()), float(np.quantile(errors, 0.95, method="inverted_cdf"))

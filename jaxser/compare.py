@@ -18,7 +18,7 @@ class Config:
     """Compare two finished runs on the same utterances, paired by speaker.
 
     The 95 % interval of the difference in UA decides the last line. It is over speakers, and takes in what other seeds would
-    change.
+    change. Where groups hold several speakers, and over groups zero lies inside, that line says so.
     """
 
     a: tyro.conf.Positional[Path]
@@ -56,12 +56,14 @@ def main(config: Config) -> None:
 
 def compared(a: Finished, b: Finished) -> Comparison:
     """The paired statistics of two comparable runs."""
-    counts = [one.counts() for one in (a, b)]
+    counts, over = [one.counts() for one in (a, b)], None
+    if a.summary["groups_as_units"]:
+        over = metrics.estimate([one.counts("group") for one in (a, b)], (-1.0, 1.0))
     by_fold = np.stack([metrics.fold_scores(one.sum(0)).mean(0) for one in counts], 1)
     return Comparison(
         ua=metrics.estimate(counts, (-1.0, 1.0)),
         wa=metrics.estimate(counts, (-1.0, 1.0), metrics.WA),
-        over_groups=metrics.estimate([one.counts("group") for one in (a, b)], (-1.0, 1.0)) if a.summary["groups"] else None,
+        over_groups=over,
         by_fold=by_fold,
         t_test=metrics.corrected_t_test(by_fold[:, 1] - by_fold[:, 0], max(map(_test_over_train, (a, b)))),
         units=len(counts[0]),
@@ -157,7 +159,7 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
             text += f", 95 % interval {low} to {high}, paired over {units}"
             if name == "UA" and found.over_groups and found.over_groups.low is not None:
                 low, high = map(points, (found.over_groups.low, found.over_groups.high))
-                text += f" ({low} to {high} over their {a.summary['groups']} groups)"
+                text += f" ({low} to {high} over their {a.summary['groups_as_units']} groups)"
         lines.append(text)
     lines.append(_t_test(found.t_test))
     if not _read_alike(a, b):
@@ -166,7 +168,10 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
     once = " and ".join(letter for letter, one in (("A", a), ("B", b)) if one.summary["seeds"] == 1)
     others, where = (f"other seeds of {once}", "not in") if once else ("other seeds", "in")
     lines.append(f"what {others} would change is {where} the intervals: deviation of UA over seeds {spread}")
-    return [*lines, verdict(found.ua, unit, bool(once))]
+    last, over = verdict(found.ua, unit, bool(once)), found.over_groups
+    if found.ua.excludes_zero and over and not over.excludes_zero:
+        last += f"; with the {a.summary['groups_as_units']} groups as what is independent it could be chance"
+    return [*lines, last]
 
 
 def _t_test(found: metrics.TTest) -> str:
@@ -179,7 +184,7 @@ def _t_test(found: metrics.TTest) -> str:
 def verdict(difference: metrics.Estimate, unit: str = "speaker", once: bool = False) -> str:
     """What the interval of a difference in UA, B minus A, allows to say. `once`: one of them was trained with a single seed."""
     if difference.low is None:
-        return f"these folds cannot tell them apart: how sure the difference is cannot be told from so few {unit}s"
+        return f"these folds cannot tell them apart: too few {unit}s, or all differ by as much, so there is no interval"
     if difference.excludes_zero:
         better, sign = ("B", 1) if difference.value > 0 else ("A", -1)
         low, high = sorted((sign * difference.low, sign * difference.high))

@@ -153,9 +153,10 @@ def estimate(
 
     One system and the weight 1: its score. Two and the weights -1, 1: their paired difference. The systems may differ in their
     numbers of seeds, not in their examples. An interval over several systems takes in what other seeds would change, as far as
-    these tell: one seed tells nothing. That of a single score ends at 0 and at 1; where nothing was wrong, or nothing right, it
-    is the exact one of as many units; where all units happen to be equally good, that of independent examples. None where no
-    class has examples of two units, and for several systems that differ by as much for every unit.
+    these tell: one seed tells nothing. That of a single score ends at 0 and at 1. Where nothing was wrong, or nothing right, it
+    is the exact one of an example for each unit, as many as are evenly filled: wider than with a mistake, for how much units
+    differ does not show. Where all units happen to be equally good, it is that of independent examples. None where no class has
+    examples of two units, and for several systems that differ by as much for every unit, though not in what they predict.
     """
     value = sum(w * float(mean_score(one.sum(0), score).mean()) for w, one in zip(weights, counts, strict=True))
     of_units = sum(w * contributions(one, score) for w, one in zip(weights, counts, strict=True))
@@ -173,7 +174,8 @@ def estimate(
     elif alone:
         variance = value * (1 - value) / _independent(counts[0], score)
     else:
-        return Estimate(value, None, None) if abs(value) > ROUNDING else Estimate(0.0, 0.0, 0.0)
+        same = abs(sum(weights)) < ROUNDING and all(np.array_equal(counts[0], one) for one in counts)
+        return Estimate(0.0, 0.0, 0.0) if same else Estimate(value, None, None)
     half = float(special.stdtrit(degrees, 1 - tail) * np.sqrt(variance))
     lowest, highest = (0.0, 1.0) if alone else (-np.inf, np.inf)
     return Estimate(value, max(lowest, value - half), min(highest, value + half))

@@ -176,7 +176,7 @@ _BOUNDS = {"low": _MAYBE, "high": _MAYBE}
 _RELIABILITY = {"error": float, **_BOUNDS, "share": [float], "confidence": [_MAYBE], "accuracy": [_MAYBE]}
 SUMMARY_KINDS = {
     "classes": [str], "utterances": int, "seeds": int, "folds": int, "speakers": int, "interval_unit": str, "head": str,
-    "groups": int, "ua_low_over_groups": _MAYBE, "ua_high_over_groups": _MAYBE,
+    "groups_as_units": int, "ua_low_over_groups": _MAYBE, "ua_high_over_groups": _MAYBE,
     "validate": bool, "random_weights": bool, "signature": str, "left_out": int, "seconds": float, "chance": float,
     **{f"{score}_{of}": float if of == "mean" else _MAYBE for score in ("ua", "wa") for of in ("mean", "std", "low", "high")},
     "recalls": {str: {"mean": float, **_BOUNDS}}, "runs_per_device": [int],

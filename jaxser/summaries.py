@@ -40,7 +40,8 @@ def of_runs(
         summary |= {f"{name}_low": found.low, f"{name}_high": found.high}
     groups = holding_speakers(corpus)
     over = metrics.estimate([metrics.unit_counts(labels, predicted, fold, groups, len(corpus.classes))]) if groups else None
-    summary |= {"groups": len(set(groups)), "ua_low_over_groups": over and over.low, "ua_high_over_groups": over and over.high}
+    summary |= {f"ua_{end}_over_groups": over and getattr(over, end) for end in ("low", "high")}
+    summary["groups_as_units"] = len(set(groups))
     recalls = {}
     for label, name in enumerate(corpus.classes):
         found = metrics.recall(counts, label)
@@ -93,9 +94,12 @@ def independent_units(corpus: Corpus) -> tuple[str, list[str]]:
 
 
 def holding_speakers(corpus: Corpus) -> list[str]:
-    """The group of each utterance, where groups hold several speakers each: those of one share a room or a dialect, and an
-    interval that takes speakers as independent may be too narrow. Empty elsewhere."""
+    """The group of each utterance, where every speaker is in one and some hold several: those of one share a room or a dialect,
+    and an interval that takes speakers as independent may be too narrow. Empty elsewhere."""
     if not all(u.group and u.speaker for u in corpus.utterances):
         return []
-    groups, speakers = {u.group for u in corpus.utterances}, {u.speaker for u in corpus.utterances}
-    return [u.group for u in corpus.utterances] if 1 < len(groups) < len(speakers) else []
+    groups, speakers, places = (
+        len({of(u) for u in corpus.utterances})
+        for of in (lambda u: u.group, lambda u: u.speaker, lambda u: (u.group, u.speaker))
+    )
+    return [u.group for u in corpus.utterances] if 1 < groups < speakers == places else []

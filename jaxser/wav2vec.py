@@ -133,8 +133,8 @@ def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
     """
     if drawn := _drawn(weights):
         return make_encoder(drawn[0], random_params(*drawn), precision)
-    stored, note = checkpoint.load(path_of(weights), KIND)
-    config, params = _described(weights, note), _float32({name: stored[name] for name in stored if name != PREDICTIONS})
+    config, stored, note = _stored(weights)
+    params = _float32({name: stored[name] for name in stored if name != PREDICTIONS})
     # The digest that was just verified is that of the encoder's own arrays where they are all there is, and as they lie there.
     as_stored = PREDICTIONS not in stored and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(stored))
     encoder = make_encoder(config, params, precision, note["digest"] if as_stored else "")
@@ -145,8 +145,13 @@ def load(weights: str | Path, precision: Precision = "float32") -> Encoder:
 
 def load_params(weights: str | Path) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
     """Architecture, float32 parameters (with the prediction head, where it was kept) and what a checkpoint says of itself."""
-    params, note = checkpoint.load(path_of(weights), KIND)
-    return _described(weights, note), _float32(params), note
+    config, stored, note = _stored(weights)
+    return config, _float32(stored), note
+
+
+def _stored(weights: str | Path) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
+    stored, note = checkpoint.load(path_of(weights), KIND)
+    return _described(weights, note), stored, note
 
 
 def path_of(weights: str | Path) -> str | Path:

@@ -18,7 +18,7 @@ def scores_in_words(summary: dict[str, Any]) -> list[str]:
             text += f", 95 % interval {low} to {high} over {units_in_words(summary)}"
             if name == "ua" and summary["ua_low_over_groups"] is not None:
                 low, high = percent(summary["ua_low_over_groups"]), percent(summary["ua_high_over_groups"])
-                text += f" ({low} to {high} over their {summary['groups']} groups)"
+                text += f" ({low} to {high} over their {summary['groups_as_units']} groups)"
         if name == "ua":
             text += f"; chance {percent(summary['chance'])} %"
         if summary[f"{name}_std"] is not None:
@@ -46,7 +46,7 @@ def calibration_in_words(summary: Mapping[str, Any]) -> str:
         f"({temperatures[0]:.2f} to {temperatures[-1]:.2f})"
     )
     mean, high = (found.get(name) for name in ("by_chance", "by_chance_high"))
-    if high is None:  # too few speakers; or a run folder of an older version, whose mean took speakers for alike
+    if high is None:  # too few speakers
         return words
     return f"{words}; true probabilities would show {percent(mean)} by chance, at most {percent(high)} in 95 of 100 cases"
 

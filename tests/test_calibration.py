@@ -1,5 +1,7 @@
 """Temperatures and calibration errors against known cases and independent reckonings."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -110,7 +112,9 @@ def test_of_one_seed_nothing_is_known_of_means():
     logits, labels = noisy(1, 600, 0)
     found = calibration.of_folds(logits, labels, np.arange(600) % 5, [f"{i % 30}" for i in range(600)])
     assert found.overall > 1.5
-    assert found.of_mean == pytest.approx(1, abs=1e-3)
+    assert found.of_mean == 1
+    useless = calibration.of_folds(-logits, labels, np.arange(600) % 5, [f"{i % 30}" for i in range(600)])
+    assert useless.of_mean == 1
 
 
 def test_a_mean_that_is_always_right_is_no_surer_than_as_many_witnesses():
@@ -182,13 +186,14 @@ def test_an_error_of_all_speakers_is_more_than_chance():
         assert calibration.reliability(surer[0], labels).error > calibration.error_by_chance(surer, labels, units)[1]
 
 
-def test_chance_among_three_speakers_by_hand():
-    # One bin; the first is surer than right by 0.6, the second by 0.6 - 1, the third, of two utterances, by 0.2.
-    p, labels = np.tile([0.6, 0.4], (1, 4, 1)), np.array([1, 0, 0, 1])
-    mean, high = calibration.error_by_chance(p, labels, ["a", "b", "c", "c"])
-    errors = np.array([abs(0.6 + b + c) for b in (-0.4, 0.4) for c in (-0.2, 0.2)]) / 4
-    assert (mean, high) == pytest.approx((errors.mean(), errors.max()))
-    assert calibration.error_by_chance(p, labels, ["a", "b", "b", "b"]) is None
+def test_chance_among_six_speakers_by_hand():
+    # One bin; two are surer than right by 0.6, three by 0.6 - 1, the last, of two utterances, by 0.2.
+    p, labels = np.tile([0.6, 0.4], (1, 7, 1)), np.array([1, 1, 0, 0, 0, 0, 1])
+    mean, high = calibration.error_by_chance(p, labels, list("abcdeff"))
+    parts = itertools.product((-0.6, 0.6), (-0.6, 0.6), (-0.4, 0.4), (-0.4, 0.4), (-0.4, 0.4), (-0.2, 0.2))
+    errors = np.sort([abs(sum(part)) / 7 for part in parts])
+    assert (mean, high) == pytest.approx((errors.mean(), errors[60]))  # four of the 64, a sixteenth, are no smaller
+    assert calibration.error_by_chance(p, labels, list("abcdeee")) is None
 
 
 def test_seeds_that_differ_are_more_evidence_than_one():

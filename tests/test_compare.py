@@ -131,13 +131,22 @@ def test_groups_that_hold_several_speakers_have_an_interval_too(runs: tuple[Path
     assert over == f"{wording.points(found.low)} to {wording.points(found.high)}"
 
 
+@pytest.mark.parametrize(("low", "known"), [(0.02, None), (0.02, True), (0.02, False), (-0.01, False)])
+def test_a_verdict_says_where_groups_do_not_tell(runs: tuple[Path, Path], low: float, known: bool | None):
+    a, b = map(results.read_finished, runs)
+    over = None if known is None else metrics.Estimate(0.05, 0.01 if known else -0.01, 0.09)
+    last = compare.in_words(a, b, replace(compare.compared(a, b), ua=metrics.Estimate(0.05, low, 0.08), over_groups=over))[-1]
+    assert last.startswith("B is better by 5.0 points, 95 % interval 2.0 to 8.0" if low > 0 else "these folds cannot tell")
+    assert last.endswith("; with the 3 groups as what is independent it could be chance") == (low > 0 and known is False)
+
+
 def test_verdict_follows_the_interval_alone():
     assert compare.verdict(metrics.Estimate(0.021, 0.004, 0.037)) == "B is better by 2.1 points, 95 % interval 0.4 to 3.7"
     assert compare.verdict(metrics.Estimate(-0.021, -0.037, -0.004)) == "A is better by 2.1 points, 95 % interval 0.4 to 3.7"
     once = compare.verdict(metrics.Estimate(0.021, 0.004, 0.037), once=True)
     assert once == "B is better by 2.1 points, 95 % interval 0.4 to 3.7, as far as one seed can tell"
     assert "cannot tell" in compare.verdict(metrics.Estimate(0.021, -0.004, 0.046))
-    assert "from so few speakers" in compare.verdict(metrics.Estimate(0.021, None, None))
+    assert "too few speakers, or all differ by as much" in compare.verdict(metrics.Estimate(0.021, None, None))
 
 
 def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
@@ -147,7 +156,7 @@ def test_one_speaker_gives_a_difference_without_an_interval(runs: tuple[Path, Pa
     printed = capsys.readouterr().out
     assert "UA: B - A = " in printed
     assert "interval" not in printed.split("UA: B - A")[1].split("\n")[0]
-    assert "from so few speakers" in printed.splitlines()[-1]
+    assert "too few speakers" in printed.splitlines()[-1]
 
 
 def test_one_seed_says_what_the_interval_leaves_out(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
