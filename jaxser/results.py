@@ -180,7 +180,10 @@ SUMMARY_KINDS = {
     "validate": bool, "random_weights": bool, "signature": str, "left_out": int, "seconds": float, "chance": float,
     **{f"{score}_{of}": float if of == "mean" else _MAYBE for score in ("ua", "wa") for of in ("mean", "std", "low", "high")},
     "recalls": {str: {"mean": float, **_BOUNDS}}, "runs_per_device": [int],
-    "calibration": {"temperature_by_fold": [float], "uncalibrated": _RELIABILITY, "calibrated": _RELIABILITY},
+    "calibration": {
+        "temperature_by_fold": [float], "uncalibrated": _RELIABILITY, "calibrated": _RELIABILITY,
+        "by_chance": _MAYBE, "by_chance_high": _MAYBE,
+    },
 }  # fmt: skip
 CARD_KINDS = {
     "corpus": str, "synthetic": bool, "utterances": int, "classes": {str: int}, "counts_by_group": {str: {str: int}},
@@ -198,6 +201,8 @@ def read_reports(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, found, kinds in (("summary.json", summary, SUMMARY_KINDS), ("protocol.json", card, CARD_KINDS)):
         if odd := misfit(found, kinds):
             raise CallError(f"{folder / name} is damaged or of another version, {odd}: delete {folder} and repeat its command")
+    if half := _half_known(summary):
+        raise CallError(f"{folder / 'summary.json'} is damaged, of {half} it has one: delete {folder} and repeat its command")
     folds, temperatures = card["folds"], summary["calibration"]["temperature_by_fold"]
     numbers = [fold["fold"] for fold in folds if fold["test"] > 0 and sum(fold["train"].values()) > 0]
     if not numbers == list(range(len(folds))) or not len(folds) == summary["folds"] == len(temperatures) > 0:
@@ -206,6 +211,15 @@ def read_reports(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"delete {folder} and repeat its command"
         )
     return summary, card
+
+
+def _half_known(summary: Mapping[str, Any]) -> str:
+    # An interval of which one end is there without the other.
+    for score, over in (("ua", ""), ("wa", ""), ("ua", "_over_groups")):
+        ends = [f"{score}_{end}{over}" for end in ("low", "high")]
+        if sum(summary[end] is None for end in ends) == 1:
+            return " and ".join(ends)
+    return ""
 
 
 def read_finished(folder: Path) -> Finished:

@@ -45,8 +45,8 @@ def calibration_in_words(summary: Mapping[str, Any]) -> str:
         f"by {shown(found['calibrated'])} with temperatures fitted on the other folds "
         f"({temperatures[0]:.2f} to {temperatures[-1]:.2f})"
     )
-    mean, high = (found.get(name) for name in ("by_chance", "by_chance_high"))
-    if high is None:  # too few speakers
+    mean, high = found["by_chance"], found["by_chance_high"]
+    if None in (mean, high):  # too few speakers
         return words
     return f"{words}; true probabilities would show {percent(mean)} by chance, at most {percent(high)} in 95 of 100 cases"
 
