@@ -36,7 +36,9 @@ class Comparison:
     ua: metrics.Estimate
     wa: metrics.Estimate
     over_groups: metrics.Estimate | None
-    """UA with groups as what is independent, where they hold several speakers each."""
+    """UA with groups as what is independent, where some hold several speakers."""
+    groups: int
+    """How many these are; 0 where there are none."""
     by_fold: np.ndarray
     """UA of A and of B in each fold, averaged over seeds: f64[folds, 2]."""
     t_test: metrics.TTest
@@ -56,14 +58,14 @@ def main(config: Config) -> None:
 
 def compared(a: Finished, b: Finished) -> Comparison:
     """The paired statistics of two comparable runs."""
-    counts, over = [one.counts() for one in (a, b)], None
-    if a.summary["groups_as_units"]:
-        over = metrics.estimate([one.counts("group") for one in (a, b)], (-1.0, 1.0))
+    counts = [one.counts() for one in (a, b)]
+    by_group = [one.counts("group") for one in (a, b)] if a.summary["groups_as_units"] else []
     by_fold = np.stack([metrics.fold_scores(one.sum(0)).mean(0) for one in counts], 1)
     return Comparison(
         ua=metrics.estimate(counts, (-1.0, 1.0)),
         wa=metrics.estimate(counts, (-1.0, 1.0), metrics.WA),
-        over_groups=over,
+        over_groups=metrics.estimate(by_group, (-1.0, 1.0)) if by_group else None,
+        groups=len(by_group[0]) if by_group else 0,
         by_fold=by_fold,
         t_test=metrics.corrected_t_test(by_fold[:, 1] - by_fold[:, 0], max(map(_test_over_train, (a, b)))),
         units=len(counts[0]),
@@ -159,7 +161,7 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
             text += f", 95 % interval {low} to {high}, paired over {units}"
             if name == "UA" and found.over_groups and found.over_groups.low is not None:
                 low, high = map(points, (found.over_groups.low, found.over_groups.high))
-                text += f" ({low} to {high} over their {a.summary['groups_as_units']} groups)"
+                text += f" ({low} to {high} over their {found.groups} groups)"
         lines.append(text)
     lines.append(_t_test(found.t_test))
     if not _read_alike(a, b):
@@ -170,7 +172,7 @@ def in_words(a: Finished, b: Finished, found: Comparison) -> list[str]:
     lines.append(f"what {others} would change is {where} the intervals: deviation of UA over seeds {spread}")
     last, over = verdict(found.ua, unit, bool(once)), found.over_groups
     if found.ua.excludes_zero and over and not over.excludes_zero:
-        last += f"; with the {a.summary['groups_as_units']} groups as what is independent it could be chance"
+        last += f"; with the {found.groups} groups as what is independent it could be chance"
     return [*lines, last]
 
 
